@@ -1,0 +1,18 @@
+"""JupyterLab for this course: `jupyter lab --config=.jupyter/jupyter_server_config.py` from the top folder."""
+
+from pathlib import Path
+
+from nbdev.clean import clean_jupyter
+
+c = get_config()  # noqa: F821 - Jupyter provides it
+root = Path(__file__).resolve().parent.parent
+
+
+def clean_on_save(path, model, **kwargs):
+    """Keep a saved notebook free of counters and machine metadata, as `nbdev_clean` would."""
+    clean_jupyter(path=str(root / path), model=model, **kwargs)
+
+
+c.ServerApp.root_dir = str(root)
+c.ContentsManager.pre_save_hook = clean_on_save
+c.KernelManager.transport_encryption = "auto"

@@ -1,0 +1,74 @@
+# NYX. `make` alone lists what there is to do.
+
+PYTHON ?= python3
+VENV ?= .venv
+LAB_FLAGS ?=
+CHAPTER ?=
+NB ?= nbs
+PYTEST_FLAGS ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+NEWS := @jupyterlab/apputils-extension:announcements
+ENV := $(VENV)/.requirements
+PACKAGE := $(VENV)/.package
+
+export JUPYTER_PLATFORM_DIRS := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help lab learn test sync export run notebooks lint format docs clean
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-11s %s\n", $$1, $$2}'
+
+$(ENV): requirements.txt constraints.txt
+	@$(PYTHON) -c "import sys; v = sys.version_info; v >= (3, 11) or sys.exit('NYX needs Python 3.11 to 3.13, and $(PYTHON) is %d.%d. Name another: make PYTHON=python3.12 ...' % v[:2])"
+	@$(PYTHON) -c "import venv, ensurepip" || { echo "This Python cannot make environments: install its venv module (on Debian and Ubuntu: apt-get install python3-venv)."; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --progress-bar off -r requirements.txt
+	@$(BIN)/python -c "import nbdev.export, torch" || { echo "The environment is incomplete: run 'make clean', delete $(VENV) and try again."; exit 1; }
+	$(BIN)/jupyter labextension disable --level=sys_prefix "$(NEWS)"
+	@touch $@
+
+$(PACKAGE): $(ENV) setup.py settings.ini pyproject.toml
+	$(PIP) install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+lab: $(PACKAGE) ## open the course in JupyterLab, in your own copy of the notebooks (LAB_FLAGS="--no-browser --port 8899")
+	@$(BIN)/python tools/make_learn.py
+	@$(BIN)/jupyter trust learn/*.ipynb >/dev/null
+	$(BIN)/jupyter lab --config=.jupyter/jupyter_server_config.py $(LAB_FLAGS) learn/index.ipynb
+
+learn: $(PACKAGE) ## refresh learn/ alone; CHAPTER=rotary starts one chapter afresh and keeps the old file
+	@$(BIN)/python tools/make_learn.py $(if $(CHAPTER),--chapter $(CHAPTER))
+
+test: $(PACKAGE) ## prove everything: nyx/ in sync, every cell of every notebook, then the tests of whole programs
+	$(BIN)/python tools/check_sync.py
+	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --do_print
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests $(PYTEST_FLAGS)
+
+sync: $(PACKAGE) ## check that nyx/ is exactly what the notebooks export
+	$(BIN)/python tools/check_sync.py
+
+export: $(PACKAGE) ## write nyx/ from the notebooks, and clean them
+	$(BIN)/nbdev_export
+	$(BIN)/nbdev_clean
+
+run: $(PACKAGE) ## execute one notebook and store its outputs: make run NB=nbs/rotary.ipynb
+	$(BIN)/python tools/run_notebooks.py $(NB)
+
+notebooks: $(PACKAGE) ## execute all notebooks and store their outputs, times measured first
+	$(BIN)/python tools/run_notebooks.py --times nbs
+	$(BIN)/python tools/run_notebooks.py nbs
+
+lint: $(PACKAGE) ## ruff over code and notebooks
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check tools tests setup.py $(wildcard train.py test.py assets/*.py)
+
+format: $(PACKAGE) ## let ruff put code in order
+	$(BIN)/ruff check --fix tools tests setup.py $(wildcard train.py test.py assets/*.py)
+	$(BIN)/ruff format tools tests setup.py $(wildcard train.py test.py assets/*.py)
+
+clean: ## delete builds and caches; never the environment, learn/, data/ or weights/
+	rm -rf build dist _docs *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
