@@ -10,4 +10,6 @@ import os
 if os.environ.get("NYX_TYPECHECK"):
     from jaxtyping import install_import_hook
 
+    import nyx.shapes  # before the hook, which calls it by this name
+
     install_import_hook("nyx", "nyx.shapes.checked")
