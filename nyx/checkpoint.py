@@ -49,20 +49,29 @@ def _open(path: Path | str, what: str) -> io.BufferedReader:
     except PermissionError:
         raise CheckpointError(f"{path} may not be read by this user: change its permissions.") from None
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read ({getattr(error, 'strerror', error)}): name another {what}.") from None
+        raise CheckpointError(
+            f"{path} cannot be read ({getattr(error, 'strerror', error)}): name another {what}."
+        ) from None
     if file is None:
-        kind = "a folder" if stat.S_ISDIR(status.st_mode) else "empty" if stat.S_ISREG(status.st_mode) else "no ordinary file"
+        kind = (
+            "a folder"
+            if stat.S_ISDIR(status.st_mode)
+            else "empty"
+            if stat.S_ISREG(status.st_mode)
+            else "no ordinary file"
+        )
         raise CheckpointError(f"{path} is {kind}, not a {what}: name the file itself.")
     return file
 
 # %% ../nbs/lib/checkpoint.ipynb #804371ab
 def _sync_folder(folder: Path) -> None:
-    """Put a rename on the disk as well, where the system can flush a folder (POSIX)."""
-    if os.name == "posix":
+    """Put a rename on the disk as well, where the system can flush a folder."""
+    with contextlib.suppress(
+        OSError
+    ):  # Windows and some network folders refuse; the file itself is on the disk already
         descriptor = os.open(folder, os.O_RDONLY)
         try:
-            with contextlib.suppress(OSError):  # some network folders refuse; the file itself is already on the disk
-                os.fsync(descriptor)
+            os.fsync(descriptor)
         finally:
             os.close(descriptor)
 
@@ -96,8 +105,8 @@ def atomic_write(path: Path | str, write: Callable[[BinaryIO], object]) -> None:
 # %% ../nbs/lib/checkpoint.ipynb #88a96ef9
 _STORAGES = {
     "DoubleStorage": torch.float64, "FloatStorage": torch.float32, "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16, "LongStorage": torch.int64, "IntStorage": torch.int32, "ShortStorage": torch.int16,
-    "CharStorage": torch.int8, "ByteStorage": torch.uint8, "BoolStorage": torch.bool,
+    "BFloat16Storage": torch.bfloat16, "LongStorage": torch.int64, "IntStorage": torch.int32,
+    "ShortStorage": torch.int16, "CharStorage": torch.int8, "ByteStorage": torch.uint8, "BoolStorage": torch.bool,
 }  # fmt: skip
 
 
@@ -159,7 +168,8 @@ def _walk(value: Any, where: tuple, seen: set[int]) -> Iterator[bytes | np.ndarr
         wrong = f"is a {kind.__module__}.{kind.__name__}"
     if wrong:
         place = "".join(f"[{str(key)[:60]!r}]" for key in where[1:9])
-        raise CheckpointError(f"{where[0]}: {place or 'the state'} {wrong}; a checkpoint holds tensors, numbers, text and None.")
+        good = "a checkpoint holds tensors, numbers, text and None"
+        raise CheckpointError(f"{where[0]}: {place or 'the state'} {wrong}; {good}.")
 
 
 def _content_sha256(content: dict, path: Path | str) -> str:
@@ -171,6 +181,7 @@ def _content_sha256(content: dict, path: Path | str) -> str:
 
 # %% ../nbs/lib/checkpoint.ipynb #b4f00b98
 _FORMAT, _VERSION = "nyx-checkpoint", 1
+_AGAIN = "get it again from its source"
 _OUTLINE_LIMIT = 16 * 2**20  # bytes of the pickle in a checkpoint: names, shapes and settings, never tensors
 
 
@@ -191,15 +202,18 @@ def save_checkpoint(path: Path | str, state: dict) -> None:
         try:
             torch.save(content, file)
         except RuntimeError as error:  # PyTorch hides a full disk behind an error of its own
-            raise error.__context__ if isinstance(error.__context__, OSError) else error
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
         _read_outline(file, path)  # nothing takes the place of a good file that could not be read back
 
     atomic_write(path, write)
 
 # %% ../nbs/lib/checkpoint.ipynb #379010ad
 _OPCODES = frozenset(
-    "PROTO GLOBAL BINPERSID REDUCE BUILD STOP MARK EMPTY_DICT EMPTY_LIST EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 SETITEM SETITEMS "
-    "APPEND APPENDS BINPUT LONG_BINPUT BINGET LONG_BINGET BINUNICODE BININT BININT1 BININT2 LONG1 BINFLOAT NEWTRUE NEWFALSE NONE".split()
+    "PROTO GLOBAL BINPERSID REDUCE BUILD STOP MARK EMPTY_DICT EMPTY_LIST EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 "
+    "SETITEM SETITEMS APPEND APPENDS BINPUT LONG_BINPUT BINGET LONG_BINGET BINUNICODE BININT BININT1 BININT2 LONG1 "
+    "BINFLOAT NEWTRUE NEWFALSE NONE".split()
 )  # all that torch.save uses for a tree of tensors and plain values
 
 
@@ -238,7 +252,7 @@ class _Outline(pickle.Unpickler):
 
 
 def _read_outline(file: BinaryIO, path: Path | str) -> Any:
-    """The tree of a checkpoint without its tensors; raises `CheckpointError` unless all of them are really in the file."""
+    """The tree of a checkpoint without its tensors; raises `CheckpointError` unless all of them are in the file."""
     file.seek(0)
     if file.read(4) != b"PK\x03\x04":
         raise CheckpointError(f"{path} is not a checkpoint: name a file checkpoint_<update>.pth that NYX wrote.")
@@ -250,9 +264,9 @@ def _read_outline(file: BinaryIO, path: Path | str) -> Any:
                 raise CheckpointError(f"{path} is a zip archive, but not a checkpoint: name a file that NYX wrote.")
             root = outlines[0].filename.removesuffix("data.pkl")
             sizes = {entry.filename.removeprefix(root): entry.file_size for entry in entries}
-            packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
-            if packed or len(sizes) != len(entries) or sum(sizes.values()) > size or sizes["data.pkl"] > _OUTLINE_LIMIT:
-                raise CheckpointError(f"{path} claims to hold more than its {size:,} bytes can: get it again from its source.")
+            packed = len(sizes) != len(entries) or any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
+            if packed or sum(sizes.values()) > size or sizes["data.pkl"] > _OUTLINE_LIMIT:
+                raise CheckpointError(f"{path} claims to hold more than its {size:,} bytes can: {_AGAIN}.")
             return _Outline(archive.read(outlines[0]), sizes).load()
     except CheckpointError:
         raise
@@ -270,11 +284,11 @@ def _load(path: Path | str, mmap: bool) -> dict:
     with _open(path, "checkpoint") as file:
         outline = _read_outline(file, path)
         if type(outline) is not dict or outline.get("format") != _FORMAT:
-            raise CheckpointError(f"{path} is a .pth file of another program, not a NYX checkpoint: name a file that NYX wrote.")
+            raise CheckpointError(f"{path} is a .pth file of another program: name a checkpoint that NYX wrote.")
         version = outline.get("version")
         if type(version) is int and version > _VERSION:
-            newer = f"{version}, NYX {str(outline.get('nyx_version'))[:40]}"
-            raise CheckpointError(f"{path} was written by a newer NYX (format {newer}): this one reads format {_VERSION}; update nyx.")
+            newer = f"format {version}, NYX {str(outline.get('nyx_version'))[:40]}"
+            raise CheckpointError(f"{path} was written by a newer NYX ({newer}): update nyx.")
         file.seek(0)
         try:
             content = torch.load(os.fspath(path) if mmap else file, map_location="cpu", weights_only=True, mmap=mmap)
@@ -285,15 +299,15 @@ def _load(path: Path | str, mmap: bool) -> dict:
             raise CheckpointError(f"{path} could not be loaded ({reason}): use the checkpoint before it.") from None
     claimed = content.pop("sha256", None)
     if _content_sha256(content, path) != claimed or version != _VERSION or type(content.get("state")) is not dict:
-        raise CheckpointError(f"{path} is damaged, its content does not match its checksum: use the checkpoint before it.")
+        raise CheckpointError(f"{path} is damaged, its checksum does not match: use the checkpoint before it.")
     return content["state"]
 
 
 def load_checkpoint(path: Path | str) -> dict:
     """The state that `save_checkpoint` wrote, with every tensor on the CPU.
 
-    No code from the file is ever run, and no more memory is used than the file is long. Raises `CheckpointError` if
-    the file is missing, empty, cut short, damaged, hostile, newer than this NYX, or not a NYX checkpoint at all.
+    No code from the file is ever run, and no tensor gets more memory than the file has bytes for it. Raises
+    `CheckpointError` if the file is missing, cut short, damaged, hostile, newer than this NYX, or no NYX checkpoint.
     """
     return _load(path, mmap=False)
 
@@ -315,13 +329,13 @@ def list_checkpoints(folder: Path | str) -> list[tuple[int, Path]]:
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise CheckpointError(f"{folder} cannot be searched for checkpoints ({error.strerror}): name a folder.") from None
+        raise CheckpointError(
+            f"{folder} cannot be searched for checkpoints ({error.strerror}): name a folder."
+        ) from None
     return sorted(((int(match[1]), Path(folder) / match[0]) for match in names), reverse=True)
 
 
-def latest_checkpoint(
-    folder: Path | str, on_bad: Callable[[str], object] = warnings.warn
-) -> tuple[Path, dict] | None:
+def latest_checkpoint(folder: Path | str, on_bad: Callable[[str], object] = warnings.warn) -> tuple[Path, dict] | None:
     """The newest checkpoint that can be read, as (path, state); None if there is none.
 
     `on_bad` gets a sentence about each newer one that had to be passed over.
@@ -348,7 +362,10 @@ def prune(folder: Path | str, keep: int = 3, best: Path | str | None = None) -> 
     if old:
         _load(found[0], mmap=True)
     for path in old:
-        path.unlink(missing_ok=True)
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise CheckpointError(f"{path} could not be deleted ({error.strerror}): delete it by hand.") from None
     return old
 
 # %% ../nbs/lib/checkpoint.ipynb #8e70641b
@@ -368,14 +385,15 @@ def _lock(file: io.TextIOWrapper) -> None:
 class RunLock:
     """A context in which no other run can use the same folder; raises `CheckpointError` if one already does.
 
-    The lock is held on `<folder>/.nyx.lock`, which names the process and its start. It vanishes with the process. Whoever
-    takes it also removes the temporary files of checkpoints that a killed run left half-written.
+    The lock is held on `<folder>/.nyx.lock`, which names the process and its start. It vanishes with the
+    process. Whoever takes it also removes the temporary files of checkpoints that a killed run left half-written.
     """
 
     def __init__(self, folder: Path | str):
         self.folder = Path(folder)
 
     def __enter__(self) -> "RunLock":
+        elsewhere = "choose another folder"
         with contextlib.ExitStack() as undo:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
@@ -388,12 +406,14 @@ class RunLock:
                     leftover.unlink(missing_ok=True)
             except (BlockingIOError, PermissionError) as error:
                 if error.filename is not None:  # not the lock, but the folder is forbidden
-                    raise CheckpointError(f"{self.folder} may not be written by this user: choose another folder.") from None
+                    raise CheckpointError(f"{self.folder} may not be written by this user: {elsewhere}.") from None
                 file.seek(0)
                 owner = file.read(200).strip() or "another process"
-                raise CheckpointError(f"{self.folder} is in use by another run ({owner}): wait for it, or choose another folder.") from None
+                raise CheckpointError(
+                    f"{self.folder} is in use by another run ({owner}): wait for it, or {elsewhere}."
+                ) from None
             except OSError as error:
-                raise CheckpointError(f"{self.folder} cannot be used by a run ({error.strerror}): choose another folder.") from None
+                raise CheckpointError(f"{self.folder} cannot be used ({error.strerror}): {elsewhere}.") from None
             self._held = undo.pop_all()
         return self
 
@@ -458,29 +478,29 @@ def _header(file: BinaryIO, path: Path | str) -> tuple[dict[str, tuple[torch.dty
     file.seek(0)
     length = int.from_bytes(file.read(8), "little")
     if size < 8 or length > min(_HEADER_LIMIT, size - 8):
-        raise CheckpointError(f"{path} is not a safetensors file, or is cut short: get it again from its source.")
+        raise CheckpointError(f"{path} is not a safetensors file, or is cut short: {_AGAIN}.")
     header = _parse_json(file.read(length), path, depth=3)
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
-        raise CheckpointError(f"{path} has notes that are not text: get it again from its source.")
+        raise CheckpointError(f"{path} has notes that are not text: {_AGAIN}.")
     found, spans = {}, []
     for name, entry in header.items():
-        dtype, shape, span = (entry.get(key) for key in ("dtype", "shape", "data_offsets")) if isinstance(entry, dict) else (None,) * 3
-        lists = isinstance(shape, list) and isinstance(span, list) and len(shape) <= 8 and len(span) == 2
-        if not lists or not all(type(n) is int and n >= 0 for n in shape + span):
-            raise CheckpointError(f"{path} does not describe its tensor {name[:60]!r} properly: get it again from its source.")
-        if not isinstance(dtype, str) or dtype not in _DTYPES:
-            raise CheckpointError(f"{path} holds {name[:60]!r} as {str(dtype)[:20]}: NYX reads {', '.join(_DTYPES)}.")
-        if span[1] - span[0] != math.prod(shape) * _DTYPES[dtype].itemsize:
-            raise CheckpointError(f"{path} gives its tensor {name[:60]!r} a size that does not fit its shape: get it again.")
+        match entry:
+            case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [begin, end]} if len(shape) <= 8:
+                sound = all(type(n) is int and n >= 0 for n in (*shape, begin, end))
+            case _:
+                sound = False
+        if not sound:
+            raise CheckpointError(f"{path} does not describe its tensor {name[:60]!r} properly: {_AGAIN}.")
+        if dtype not in _DTYPES:
+            raise CheckpointError(f"{path} holds {name[:60]!r} as {dtype[:20]}: NYX reads {', '.join(_DTYPES)}.")
+        if end - begin != math.prod(shape) * _DTYPES[dtype].itemsize:
+            raise CheckpointError(f"{path} gives {name[:60]!r} a size that does not fit its shape: {_AGAIN}.")
         found[name] = (_DTYPES[dtype], tuple(shape))
-        spans.append(tuple(span))
-    spans.sort()
-    edges = [0, *(end for _, end in spans)]
-    if [begin for begin, _ in spans] != edges[:-1] or edges[-1] != size - 8 - length:
-        raise CheckpointError(
-            f"{path} is cut short or damaged: its header speaks of {edges[-1]:,} bytes of tensors, but {size - 8 - length:,} follow it."
-        )
+        spans.append((begin, end))
+    edges = [0, *(end for _, end in sorted(spans)), size - 8 - length]
+    if [begin for begin, _ in sorted(spans)] != edges[:-2] or edges[-2] != edges[-1]:
+        raise CheckpointError(f"{path} is cut short or damaged: its tensors do not fill it exactly; {_AGAIN}.")
     return found, metadata
 
 
@@ -500,7 +520,9 @@ def save_tensors(path: Path | str, tensors: dict[str, Tensor], metadata: dict[st
     _check_finite(owned, path)
     for name, tensor in owned.items():
         if tensor.dtype not in _DTYPES.values():
-            raise CheckpointError(f"{path} was not written, since {name!r} is {tensor.dtype}: use {', '.join(_DTYPES)}.")
+            raise CheckpointError(
+                f"{path} was not written, since {name!r} is {tensor.dtype}: use {', '.join(_DTYPES)}."
+            )
 
     def write(file: BinaryIO) -> None:
         file.write(safetensors.torch.save(owned, metadata))
@@ -528,16 +550,13 @@ def load_tensors(
         ],
     }
     if any(wrong.values()):
-        lists = [
-            f"{kind} {', '.join(names[:5])}{f' and {len(names) - 5} more' if len(names) > 5 else ''}"
-            for kind, names in wrong.items()
-            if names
-        ]
-        raise CheckpointError(f"{path} does not hold the {what} of this model ({'; '.join(lists)}): give the settings it was made with.")
+        more = {kind: f" and {len(names) - 5} more" if len(names) > 5 else "" for kind, names in wrong.items()}
+        lists = "; ".join(f"{kind} {', '.join(names[:5])}{more[kind]}" for kind, names in wrong.items() if names)
+        raise CheckpointError(f"{path} does not fit as {what} ({lists}): give the settings that it was made with.")
     try:
         tensors = safetensors.torch.load_file(path)
     except (safetensors.SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} could not be loaded ({error}): get it again from its source.") from None
+        raise CheckpointError(f"{path} could not be loaded ({error}): {_AGAIN}.") from None
     _check_finite(tensors, path)
     return tensors
 
@@ -546,16 +565,20 @@ def _check_finite(tensors: dict[str, Tensor], path: Path | str) -> None:
     """Raise `CheckpointError` that names the first tensor with a value that is NaN or infinite."""
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
-            raise CheckpointError(f"{path}: the tensor {name[:60]!r} has values that are NaN or infinite; use older weights.")
+            raise CheckpointError(f"{path}: {name[:60]!r} has values that are NaN or infinite; use older weights.")
 
 # %% ../nbs/lib/checkpoint.ipynb #9b8c9190
 def random_state() -> dict:
-    """The states of Python's, NumPy's and PyTorch's random generators (CPU, and each CUDA device), fit for a checkpoint."""
+    """The states of Python's, NumPy's and PyTorch's (CPU and CUDA) random generators, fit for a checkpoint."""
     version, words, gauss = random.getstate()
     name, keys, position, has_gauss, cached = np.random.get_state()
     return {
         "python": {"version": version, "words": torch.tensor(words, dtype=torch.int64), "gauss": gauss},
-        "numpy": {"name": str(name), "keys": torch.tensor(keys.astype(np.int64)), "rest": [int(position), int(has_gauss), float(cached)]},
+        "numpy": {
+            "name": str(name),
+            "keys": torch.tensor(keys.astype(np.int64)),
+            "rest": [position, has_gauss, cached],
+        },
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }
@@ -571,7 +594,7 @@ def set_random_state(state: dict) -> None:
         _set_random_state(state)
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         _set_random_state(before)
-        raise CheckpointError(f"The state of the random generators is unusable ({error}): use an older checkpoint.") from None
+        raise CheckpointError(f"The saved random state is unusable ({error}): use an older checkpoint.") from None
 
 
 def _set_random_state(state: dict) -> None:
