@@ -63,7 +63,6 @@ notebooks: $(PACKAGE) ## execute all notebooks and store their outputs, times me
 
 lint: $(PACKAGE) ## ruff over code and notebooks
 	$(BIN)/ruff check .
-	$(BIN)/ruff format --check tools tests setup.py $(wildcard train.py test.py assets/*.py)
 
 format: $(PACKAGE) ## let ruff put code in order
 	$(BIN)/ruff check --fix tools tests setup.py $(wildcard train.py test.py assets/*.py)

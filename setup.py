@@ -19,7 +19,7 @@ setup(
     long_description=readme.read_text(encoding="utf-8") if readme.exists() else cfg["description"],
     long_description_content_type="text/markdown",
     author=cfg["author"],
-    license=cfg["license"],
+    license_expression=cfg["license"],
     license_files=["LICENSE"],
     keywords=cfg["keywords"].split(),
     python_requires=f">={cfg['min_python']}",

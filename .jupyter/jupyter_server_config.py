@@ -4,7 +4,7 @@ from pathlib import Path
 
 from nbdev.clean import clean_jupyter
 
-c = get_config()  # noqa: F821 - Jupyter provides it
+c = get_config()  # Jupyter provides it
 root = Path(__file__).resolve().parent.parent
 
 

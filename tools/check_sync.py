@@ -38,8 +38,9 @@ def modules(package: Path) -> dict[str, str]:
 
 def differences(exported: dict[str, str], committed: dict[str, str]) -> list[str]:
     """What differs, one entry a file: a sentence, or a unified diff."""
-    report = [f"nyx/{name}: no notebook exports it" for name in sorted(committed.keys() - exported.keys())]
-    report += [f"nyx/{name}: exported by a notebook, but missing" for name in sorted(exported.keys() - committed.keys())]
+    extra, missing = sorted(committed.keys() - exported.keys()), sorted(exported.keys() - committed.keys())
+    report = [f"nyx/{name}: no notebook exports it" for name in extra]
+    report += [f"nyx/{name}: exported by a notebook, but missing" for name in missing]
     for name in sorted(exported.keys() & committed.keys()):
         old, new = committed[name].splitlines(), exported[name].splitlines()
         if committed[name] != exported[name]:

@@ -44,10 +44,11 @@ def free_name(path: Path, mark: str) -> Path:
 
 
 def read_manifest(learn: Path) -> dict[str, dict[str, str]]:
-    """What was copied before; empty if nothing was, or if the record can't be read (then every file counts as changed)."""
+    """What was copied before. Empty if the record can't be read: then every file that differs counts as changed."""
     try:
-        return json.loads((learn / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        read = json.loads((learn / MANIFEST).read_text(encoding="utf-8"))
+        return {str(name): dict(entry) for name, entry in read.items()}
+    except (OSError, ValueError, AttributeError, TypeError):
         return {}
 
 

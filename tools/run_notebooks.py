@@ -27,7 +27,8 @@ from traitlets.config import Config
 ROOT = Path(__file__).resolve().parent.parent
 WIDGETS = "application/vnd.jupyter.widget-state+json"
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
-PEAK = "import resource as _r, sys as _s; print(_r.getrusage(_r.RUSAGE_SELF).ru_maxrss * (1 if _s.platform == 'darwin' else 1024))"
+PEAK = """import resource, sys
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))"""
 
 
 class Refused(Exception):
@@ -75,8 +76,7 @@ def merge_streams(nb) -> None:
     for cell in nb.cells:
         merged = []
         for output in cell.get("outputs", []):
-            same = merged and output.output_type == "stream" == merged[-1].output_type and output.name == merged[-1].name
-            if same:
+            if output.output_type == "stream" and merged and merged[-1].get("name") == output.name:
                 merged[-1].text += output.text
             else:
                 merged.append(output)
@@ -133,7 +133,7 @@ def find_machine_path(nb, paths: dict[str, str]) -> str | None:
     for place, value in places:
         if isinstance(value.get("data"), dict):
             value = {**value, "data": {k: v for k, v in value["data"].items() if not k.startswith("image/png")}}
-        text = json.dumps(value, ensure_ascii=False)
+        text = re.sub(r"[A-Za-z0-9+/=]{200,}", "…", json.dumps(value, ensure_ascii=False))  # pictures are no paths
         for pattern, what in patterns:
             if hit := pattern.search(text):
                 around = text[max(0, hit.start() - 40) : hit.end() + 40]
@@ -164,7 +164,7 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def run_notebook(path: Path, timeout: int = 900, paths: dict[str, str] | None = None) -> dict[str, float]:
-    """Execute one notebook in place; its seconds and the peak memory of its kernel in MiB. Refused if it may not be written."""
+    """Execute one notebook in place; its seconds and its kernel's peak memory in MiB. Raises Refused, file kept."""
     nb = nbformat.read(path, as_version=4)
     old_state = nb.metadata.pop("widgets", {}).get(WIDGETS, {}).get("state", {})
     started = time.perf_counter()
@@ -217,7 +217,7 @@ def main(argv: list[str] | None = None) -> int:
     os.environ |= {"OMP_NUM_THREADS": str(args.threads), "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
     os.environ |= {"PYTHONHASHSEED": "0", "COLUMNS": "100", "JUPYTER_PLATFORM_DIRS": "1"}
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    failed = []
+    failed, folder = [], ROOT / "nbs"
     try:
         notebooks = find_notebooks(args.paths)
     except Refused as refusal:
@@ -233,8 +233,8 @@ def main(argv: list[str] | None = None) -> int:
             continue
         print(f"{shown}: {measured['seconds']:g} s, {measured['peak_mib']:g} MiB", flush=True)
         if args.times:
-            key = path.relative_to(ROOT / "nbs").with_suffix("").as_posix() if path.is_relative_to(ROOT / "nbs") else path.stem
-            record_times({key: measured}, ROOT / "nbs" / "times.json")
+            name = path.relative_to(folder) if path.is_relative_to(folder) else Path(path.name)
+            record_times({name.with_suffix("").as_posix(): measured}, folder / "times.json")
     if failed:
         print(f"Not written: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0
