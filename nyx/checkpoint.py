@@ -49,26 +49,18 @@ def _open(path: Path | str, what: str) -> io.BufferedReader:
     except PermissionError:
         raise CheckpointError(f"{path} may not be read by this user: change its permissions.") from None
     except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{path} cannot be read ({getattr(error, 'strerror', error)}): name another {what}."
-        ) from None
+        reason = getattr(error, "strerror", error)
+        raise CheckpointError(f"{path} cannot be read ({reason}): name another {what}.") from None
     if file is None:
-        kind = (
-            "a folder"
-            if stat.S_ISDIR(status.st_mode)
-            else "empty"
-            if stat.S_ISREG(status.st_mode)
-            else "no ordinary file"
-        )
+        kinds = {stat.S_IFDIR: "a folder", stat.S_IFREG: "empty"}
+        kind = kinds.get(stat.S_IFMT(status.st_mode), "no ordinary file")
         raise CheckpointError(f"{path} is {kind}, not a {what}: name the file itself.")
     return file
 
 # %% ../nbs/lib/checkpoint.ipynb #804371ab
 def _sync_folder(folder: Path) -> None:
     """Put a rename on the disk as well, where the system can flush a folder."""
-    with contextlib.suppress(
-        OSError
-    ):  # Windows and some network folders refuse; the file itself is on the disk already
+    with contextlib.suppress(OSError):  # Windows and some network folders refuse; the file is on the disk all the same
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)
@@ -93,10 +85,8 @@ def atomic_write(path: Path | str, write: Callable[[BinaryIO], object]) -> None:
         os.replace(temporary, path)
     except OSError as error:
         kept = "the file that was there before is unchanged" if os.path.lexists(path) else "nothing was left behind"
-        reason = error.strerror or str(error)
-        raise CheckpointError(
-            f"{path} could not be written ({reason}): make room or choose another folder; {kept}."
-        ) from error
+        advice = f"make room or choose another folder; {kept}"
+        raise CheckpointError(f"{path} could not be written ({error.strerror or error}): {advice}.") from error
     finally:
         with contextlib.suppress(OSError):  # after the rename it is gone already
             temporary.unlink()
@@ -182,6 +172,7 @@ def _content_sha256(content: dict, path: Path | str) -> str:
 # %% ../nbs/lib/checkpoint.ipynb #b4f00b98
 _FORMAT, _VERSION = "nyx-checkpoint", 1
 _AGAIN = "get it again from its source"
+_HOSTILE = "{} is not a NYX checkpoint, or holds more than tensors and settings; nothing of it was run."
 _OUTLINE_LIMIT = 16 * 2**20  # bytes of the pickle in a checkpoint: names, shapes and settings, never tensors
 
 
@@ -195,7 +186,7 @@ def save_checkpoint(path: Path | str, state: dict) -> None:
     try:
         content = {"format": _FORMAT, "version": _VERSION, "nyx_version": version, "state": _plain(state, set())}
     except RecursionError:
-        raise CheckpointError(f"{path}: the state contains itself; a checkpoint holds a tree.") from None
+        raise CheckpointError(f"{path}: the state is too deep or contains itself; a checkpoint holds a tree.") from None
     content["sha256"] = _content_sha256(content, path)
 
     def write(file: BinaryIO) -> None:
@@ -265,8 +256,10 @@ def _read_outline(file: BinaryIO, path: Path | str) -> Any:
             root = outlines[0].filename.removesuffix("data.pkl")
             sizes = {entry.filename.removeprefix(root): entry.file_size for entry in entries}
             packed = len(sizes) != len(entries) or any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
-            if packed or sum(sizes.values()) > size or sizes["data.pkl"] > _OUTLINE_LIMIT:
+            if packed or sum(sizes.values()) > size:
                 raise CheckpointError(f"{path} claims to hold more than its {size:,} bytes can: {_AGAIN}.")
+            if sizes["data.pkl"] > _OUTLINE_LIMIT:
+                raise CheckpointError(f"{path} holds too much beside tensors: keep long lists of numbers as tensors.")
             return _Outline(archive.read(outlines[0]), sizes).load()
     except CheckpointError:
         raise
@@ -274,9 +267,6 @@ def _read_outline(file: BinaryIO, path: Path | str) -> Any:
         raise CheckpointError(f"{path} is cut short or damaged: use the checkpoint before it.") from None
     except Exception:  # whatever else a pickle can provoke
         raise CheckpointError(_HOSTILE.format(path)) from None
-
-
-_HOSTILE = "{} is not a NYX checkpoint, or holds more than tensors and settings; nothing of it was run."
 
 # %% ../nbs/lib/checkpoint.ipynb #08659494
 def _load(path: Path | str, mmap: bool) -> dict:
@@ -329,9 +319,7 @@ def list_checkpoints(folder: Path | str) -> list[tuple[int, Path]]:
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise CheckpointError(
-            f"{folder} cannot be searched for checkpoints ({error.strerror}): name a folder."
-        ) from None
+        raise CheckpointError(f"{folder} cannot be searched ({error.strerror}): name a folder.") from None
     return sorted(((int(match[1]), Path(folder) / match[0]) for match in names), reverse=True)
 
 
@@ -520,9 +508,7 @@ def save_tensors(path: Path | str, tensors: dict[str, Tensor], metadata: dict[st
     _check_finite(owned, path)
     for name, tensor in owned.items():
         if tensor.dtype not in _DTYPES.values():
-            raise CheckpointError(
-                f"{path} was not written, since {name!r} is {tensor.dtype}: use {', '.join(_DTYPES)}."
-            )
+            raise CheckpointError(f"{path} was not written: {name!r} is {tensor.dtype}, not {', '.join(_DTYPES)}.")
 
     def write(file: BinaryIO) -> None:
         file.write(safetensors.torch.save(owned, metadata))
@@ -577,7 +563,7 @@ def random_state() -> dict:
         "numpy": {
             "name": str(name),
             "keys": torch.tensor(keys.astype(np.int64)),
-            "rest": [position, has_gauss, cached],
+            "rest": [int(position), int(has_gauss), float(cached)],
         },
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
