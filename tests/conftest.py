@@ -34,13 +34,20 @@ def workspace(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def corpus_cache(tmp_path_factory) -> Path:
+    """One cache of corpora for all programs of a test run: the built-in corpus is made once."""
+    return tmp_path_factory.mktemp("cache")
+
+
 @pytest.fixture
-def clean_env(tmp_path: Path) -> dict[str, str]:
+def clean_env(tmp_path: Path, corpus_cache: Path) -> dict[str, str]:
     """An environment with a home of its own, one thread, shape checks on, and no network."""
     home = tmp_path / "home"
     home.mkdir()
     env = {name: os.environ[name] for name in KEPT if name in os.environ}
     env |= {"HOME": str(home), "USERPROFILE": str(home), "PYTHONPATH": str(GUARD), "PYTHONUTF8": "1"}
+    env["NYX_CACHE"] = str(corpus_cache)
     return env | {"OMP_NUM_THREADS": "1", "NYX_TYPECHECK": "1", "HF_HUB_OFFLINE": "1"}
 
 
@@ -49,7 +56,8 @@ def run_program(workspace: Path, clean_env: dict[str, str]):
     """Run a program of the repository in its copy: `run_program("train.py", "--num_batches", 2)`.
 
     Gives the finished process, with `returncode`, `stdout` and `stderr` as text. `env` adds variables (None removes
-    one), `timeout` is in seconds, and `launcher` goes between Python and the program (`["-m", "torch.distributed.run"]`).
+    one), `timeout` is in seconds, and `launcher` goes between Python and the program, as in
+    `launcher=["-m", "torch.distributed.run"]`.
     """
 
     def run(
