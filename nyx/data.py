@@ -804,9 +804,9 @@ def load_tokenizer(
 
 # %% ../nbs/data.ipynb #24aa355f
 def safe_cut(data: bytes) -> int:
-    "Where to cut `data` so that GPT-2's tokens of the parts are those of the whole: before a line end after a visible ASCII character."
+    "Where to cut `data` so that GPT-2's tokens of the parts are those of the whole: before a line end after a visible character."
     at = data.rfind(b"\n")
-    while at > 0 and not 0x20 < data[at - 1] < 0x7F:
+    while at > 0 and data[max(0, at - 4):at].decode(errors="replace")[-1].isspace():
         at = data.rfind(b"\n", 0, at)
     return at if at > 0 else len(data) - unfinished_utf8(data)
 
