@@ -37,7 +37,7 @@ $(PACKAGE): $(ENV) setup.py settings.ini pyproject.toml
 lab: $(PACKAGE) ## open the course in JupyterLab, in your own copy of the notebooks (LAB_FLAGS="--no-browser --port 8899")
 	@$(BIN)/python tools/make_learn.py
 	@$(BIN)/jupyter trust learn/*.ipynb >/dev/null
-	$(BIN)/jupyter lab --config=.jupyter/jupyter_server_config.py $(LAB_FLAGS) learn/index.ipynb
+	$(BIN)/jupyter lab --config=.jupyter/jupyter_server_config.py --LabApp.default_url=/lab/tree/learn/index.ipynb $(LAB_FLAGS)
 
 learn: $(PACKAGE) ## refresh learn/ alone; CHAPTER=rotary starts one chapter afresh and keeps the old file
 	@$(BIN)/python tools/make_learn.py $(if $(CHAPTER),--chapter $(CHAPTER))

@@ -1,5 +1,6 @@
 """JupyterLab for this course: `jupyter lab --config=.jupyter/jupyter_server_config.py` from the top folder."""
 
+import warnings
 from pathlib import Path
 
 from nbdev.clean import clean_jupyter
@@ -13,6 +14,7 @@ def clean_on_save(path, model, **kwargs):
     clean_jupyter(path=str(root / path), model=model, **kwargs)
 
 
+warnings.filterwarnings("ignore", message="Overriding existing pre_save_hook")  # JupyterLab reads this file twice
 c.ServerApp.root_dir = str(root)
 c.ContentsManager.pre_save_hook = clean_on_save
 c.KernelManager.transport_encryption = "auto"
