@@ -316,7 +316,8 @@ def test_an_archive_member_is_unpacked_and_checked(archive, path):
 
 
 @pytest.mark.parametrize("member, size, sha", [
-    ("member", len(BODY), "0" * 64), ("member", len(BODY) + 1, SHA), ("bomb", len(BODY), SHA), ("absent", len(BODY), SHA)])
+    ("member", len(BODY), "0" * 64), ("member", len(BODY) + 1, SHA),
+    ("bomb", len(BODY), SHA), ("absent", len(BODY), SHA)])
 def test_a_wrong_archive_member_leaves_nothing(archive, path, member, size, sha):
     with pytest.raises(DataError):
         unzip(archive, member, path, size, sha)
@@ -345,7 +346,8 @@ def test_enwik8_comes_out_of_its_archive_in_three_splits(server, archive, monkey
         packed.writestr("enwik8", BODY)
     packed = (cache.parent / "e.zip").read_bytes()
     monkeypatch.setattr(Handler, "do_zip", lambda self: self.send_range(packed), raising=False)
-    here = {"url": server.url + "zip", "file": "enwik8.zip", "size": len(packed), "sha256": hashlib.sha256(packed).hexdigest()}
+    sha = hashlib.sha256(packed).hexdigest()
+    here = {"url": server.url + "zip", "file": "enwik8.zip", "size": len(packed), "sha256": sha}
     monkeypatch.setitem(data.DOWNLOADS, "enwik8", here)
     monkeypatch.setattr(data, "ENWIK8", {"size": len(BODY), "sha256": SHA})
     corpus = load_corpus("enwik8")
