@@ -68,6 +68,13 @@ format: $(PACKAGE) ## let ruff put code in order
 	$(BIN)/ruff check --fix tools tests setup.py $(wildcard train.py test.py assets/*.py)
 	$(BIN)/ruff format tools tests setup.py $(wildcard train.py test.py assets/*.py)
 
+docs: $(PACKAGE) ## build the docs into _docs/html (needs npm for the scripts that show formulas and widgets)
+	$(PIP) install --quiet --progress-bar off -r requirements.txt -r requirements-docs.txt
+	cd docs && npm ci --silent --no-audit --no-fund
+	rm -rf _docs/source && mkdir -p _docs && cp -R nbs _docs/source
+	$(BIN)/sphinx-build -q -W --keep-going -b html -c docs -d _docs/doctrees _docs/source _docs/html
+	@echo "The docs are in _docs/html: open _docs/html/index.html"
+
 clean: ## delete builds and caches; never the environment, learn/, data/ or weights/
 	rm -rf build dist _docs *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
