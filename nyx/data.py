@@ -4,11 +4,12 @@
 __all__ = ['DOWNLOADS', 'ENWIK8', 'GPT2_FILES', 'GPT2_ADDRESS', 'DataError', 'token_ids', 'text_bytes', 'Tokenizer',
            'ByteTokenizer', 'unfinished_utf8', 'trim_utf8', 'cache_dir', 'search_folders', 'write_atomic', 'locked',
            'read_chunks', 'sha256_of', 'file_sha256', 'split_hash', 'split_documents', 'fingerprint', 'stored_splits',
-           'build_splits', 'map_bytes', 'tokens_of', 'Corpus', 'require_length', 'split_corpus', 'builtin_files',
-           'builtin_documents', 'builtin_corpus', 'scramble', 'window_starts', 'window_start', 'window_batch',
-           'bits_per_byte', 'eval_windows', 'stream_into', 'fetch', 'download', 'unzip', 'is_whole', 'known_file',
-           'named_corpus', 'unpacked', 'is_text', 'folder_corpus', 'file_corpus', 'existing_path', 'load_corpus',
-           'VocabularyUnavailable', 'gpt2_folder', 'GPT2Tokenizer', 'load_tokenizer', 'safe_cut', 'encode_chunks']
+           'build_splits', 'map_bytes', 'release', 'tokens_of', 'Corpus', 'require_length', 'split_corpus',
+           'builtin_files', 'builtin_documents', 'builtin_corpus', 'scramble', 'window_starts', 'window_start',
+           'window_batch', 'bits_per_byte', 'eval_windows', 'stream_into', 'fetch', 'download', 'unzip', 'is_whole',
+           'known_file', 'named_corpus', 'unpacked', 'is_text', 'folder_corpus', 'file_corpus', 'existing_path',
+           'load_corpus', 'VocabularyUnavailable', 'gpt2_folder', 'GPT2Tokenizer', 'load_tokenizer', 'safe_cut',
+           'encode_chunks']
 
 # %% ../nbs/data.ipynb #b3ed9a6d
 import codecs
@@ -17,6 +18,7 @@ import hashlib
 import itertools
 import json
 import lzma
+import mmap
 import os
 import re
 import shutil
@@ -297,6 +299,17 @@ def map_bytes(path: Path, dtype: type = np.uint8) -> np.ndarray:
     return np.memmap(path, dtype=dtype, mode="r") if path.stat().st_size else np.zeros(0, dtype)
 
 
+def release(tokens: np.ndarray) -> None:
+    """Hand back the pages of a memory map that were touched: they stay in the system's cache, not in this process.
+
+    Without it a long run over a large file holds all of the file in the end. Maps below 256 MiB are left alone.
+    """
+    while isinstance(tokens, np.ndarray):
+        tokens = tokens.base
+    if isinstance(tokens, mmap.mmap) and len(tokens) > 2**28 and hasattr(tokens, "madvise"):
+        tokens.madvise(mmap.MADV_DONTNEED)
+
+
 def tokens_of(data: np.ndarray, tokenizer: Tokenizer, key: str) -> np.ndarray:
     "`data` (bytes) as token ids: itself for bytes; else encoded once into the cache, under `key`, and mapped."
     if tokenizer.name == "bytes":
@@ -429,7 +442,9 @@ def window_batch(
         raise DataError("no starts were given: a batch needs at least one window")
     if wrong := [start for start in starts if not 0 <= start <= len(tokens) - seq_len]:
         raise DataError(f"a window of {seq_len} tokens cannot start at {wrong[0]}: the text has {len(tokens)} tokens")
-    return torch.from_numpy(np.stack([tokens[start:start + seq_len] for start in starts]).astype(np.int64))
+    windows = np.stack([tokens[start:start + seq_len] for start in starts]).astype(np.int64)
+    release(tokens)
+    return torch.from_numpy(windows)
 
 # %% ../nbs/data.ipynb #a6d297da
 def bits_per_byte(
@@ -835,5 +850,6 @@ def encode_chunks(data: np.ndarray, tokenizer: Tokenizer, size: int = 2**20) -> 
             if start + size < len(data):
                 piece = piece[:safe_cut(piece)]
             yield tokenizer.encode(piece)
+            release(data)
             start += len(piece)
             bar.update(len(piece))

@@ -324,6 +324,18 @@ def test_a_wrong_archive_member_leaves_nothing(archive, path, member, size, sha)
     assert not path.exists() and not list(path.parent.glob("*.part"))
 
 
+def test_a_bomb_is_not_unpacked_beyond_the_size(archive, path, monkeypatch):
+    written, write = [], data.write_atomic
+
+    def watched(path, chunks):
+        return write(path, (written.append(len(chunk)) or chunk for chunk in chunks))
+
+    monkeypatch.setattr(data, "write_atomic", watched)
+    with pytest.raises(DataError, match="not the file that was expected"):
+        unzip(archive, "bomb", path, 2_500_000, SHA)
+    assert 0 < sum(written) <= 2_500_000
+
+
 def test_a_file_that_is_no_archive(path):
     (path.parent / "a.zip").write_bytes(BODY)
     with pytest.raises(DataError, match="does not hold"):
@@ -362,3 +374,16 @@ def test_a_full_disk_while_fetching_is_told(server, path, monkeypatch):
         raise OSError(28, "No space left on device")
     monkeypatch.setattr(data, "stream_into", full)
     assert "No space left" in fails(server, "whole", path, attempts=1)
+
+
+def test_a_large_file_is_drawn_from_in_bounded_memory(path):
+    with open(path, "wb") as file:
+        file.truncate(1_500_000_000)  # holes take no room on the disk
+    code = ("import resource, sys; from nyx.data import *; corpus = load_corpus(sys.argv[1])\n"
+            "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024\n"
+            "before, count = peak(), len(corpus.train)\n"
+            "for i in range(1500):\n"
+            "    window_batch(corpus.train, window_starts(1, 4 * i, 4, count, 1024), 1024)\n"
+            "print(peak() - before)")
+    run = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
+    assert int(run.stdout) < 200, f"{run.stdout.strip()} MiB more after 1,500 batches"
