@@ -80,7 +80,9 @@ class KVCache:
         "Store the keys and values of n new tokens in one layer; returns all of that layer's so far. `advance` once all layers have them."
         end = self.length + k.shape[-2]
         if end > self.capacity:
-            raise ValueError(f"the cache has room for {self.capacity} tokens, and {end} were given: make it larger, or start a new one")
+            raise ValueError(
+                f"the cache has room for {self.capacity} tokens, and {end} were given: make it larger, or start a new one"
+            )
         self.keys[layer, :, :, self.length : end] = k
         self.values[layer, :, :, self.length : end] = v
         return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
@@ -136,7 +138,9 @@ def next_rotations(
     reach = rotary.reach(dtype)
     start = 0 if cache is None else cache.length
     if reach is not None and n > reach * (2 if cache is None else 1):
-        raise ValueError(f"{n} tokens at once is more than XPOS can span in {dtype}: pass at most {reach} at a time, through a cache")
+        raise ValueError(
+            f"{n} tokens at once is more than XPOS can span in {dtype}: pass at most {reach} at a time, through a cache"
+        )
     if cache is None:
         return rotary(torch.arange(n), n // 2, tables, device)
     if reach is not None and start + n - cache.reference > reach:
@@ -153,11 +157,15 @@ class AttentionHeads(nn.Module):
             raise ValueError(f"num_kv_heads was {num_kv_heads}: it must divide the {num_heads} query heads")
         self.num_heads, self.num_kv_heads, self.dropout = num_heads, num_kv_heads, dropout
 
-    def split(self, q: Float[Tensor, "b n hd"], k: Float[Tensor, "b n gd"], rotations: tuple[Rotation, Rotation]) -> tuple[Tensor, Tensor]:
+    def split(
+        self, q: Float[Tensor, "b n hd"], k: Float[Tensor, "b n gd"], rotations: tuple[Rotation, Rotation]
+    ) -> tuple[Tensor, Tensor]:
         "Queries (b h n d) and keys (b g n d), turned."
         turned = []
         for x, heads, table in ((q, self.num_heads, rotations[0]), (k, self.num_kv_heads, rotations[1])):
-            cos, sin = (t[:, None] if t.dim() == 3 else t for t in table)  # a row of positions for each text: broadcast over heads
+            cos, sin = (
+                t[:, None] if t.dim() == 3 else t for t in table
+            )  # a row of positions for each text: broadcast over heads
             turned.append(apply_rotary(rearrange(x, "b n (h d) -> b h n d", h=heads), cos, sin).to(x.dtype))
         return turned[0], turned[1]
 
@@ -181,8 +189,15 @@ class AttentionHeads(nn.Module):
 class CausalSelfAttention(nn.Module):
     "Multi-head, grouped or multi-query causal self-attention with rotary embeddings; no biases."
 
-    def __init__(self, model_dim: int, num_heads: int, head_dim: int = 64, num_kv_heads: int = 1, dropout: float = 0.0,
-                 rotary: Rotary | None = None):
+    def __init__(
+        self,
+        model_dim: int,
+        num_heads: int,
+        head_dim: int = 64,
+        num_kv_heads: int = 1,
+        dropout: float = 0.0,
+        rotary: Rotary | None = None,
+    ):
         super().__init__()
         self.sizes = (num_heads * head_dim, num_kv_heads * head_dim, num_kv_heads * head_dim)
         self.qkv = nn.Linear(model_dim, sum(self.sizes), bias=False)

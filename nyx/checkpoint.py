@@ -43,7 +43,7 @@ def _open(path: Path | str, what: str) -> io.BufferedReader:
     try:
         status, file = os.stat(path), None
         if stat.S_ISREG(status.st_mode) and status.st_size:
-            file = open(path, "rb")  # noqa: SIM115 - the caller closes it
+            file = open(path, "rb")
     except FileNotFoundError:
         raise CheckpointError(f"There is no {what} at {path}: check the path.") from None
     except PermissionError:

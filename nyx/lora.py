@@ -26,7 +26,16 @@ class LowRank(nn.Module):
     `down` is A, (rank, in_features), random; `up` is B, (stop - start, rank), zero at the start.
     """
 
-    def __init__(self, in_features: int, start: int, stop: int, rank: int, alpha: float, dropout: float = 0.0, like: Tensor | None = None):
+    def __init__(
+        self,
+        in_features: int,
+        start: int,
+        stop: int,
+        rank: int,
+        alpha: float,
+        dropout: float = 0.0,
+        like: Tensor | None = None,
+    ):
         super().__init__()
         place = {} if like is None else {"device": like.device, "dtype": like.dtype}
         self.start, self.stop, self.rank, self.alpha = start, stop, rank, alpha
@@ -93,7 +102,9 @@ def _require(model: nn.Module, *names: str) -> None:
     have = adapter_names(model)
     for name in names:
         if name not in have:
-            raise ValueError(f"there is no adapter named {name!r}: the model has {', '.join(map(repr, have)) or 'none'}")
+            raise ValueError(
+                f"there is no adapter named {name!r}: the model has {', '.join(map(repr, have)) or 'none'}"
+            )
 
 # %% ../nbs/lora.ipynb #e397fbd7
 def add_adapter(
@@ -116,7 +127,9 @@ def add_adapter(
     places = [(target, *_place(model, target, rank)) for target in targets]
     for target, start, stop in places:
         layer = _adapted(model, target.path)
-        layer.adapters[f"{name}:{target.part}"] = LowRank(layer.in_features, start, stop, rank, alpha, dropout, layer.weight)
+        layer.adapters[f"{name}:{target.part}"] = LowRank(
+            layer.in_features, start, stop, rank, alpha, dropout, layer.weight
+        )
     use_adapters(model, *_active(model), name)
 
 # %% ../nbs/lora.ipynb #718ffcbc
@@ -132,7 +145,9 @@ def _place(model: nn.Module, target: Target, rank: int) -> tuple[int, int]:
     if not 0 <= start < stop <= layer.out_features:
         raise ValueError(f"rows {start} to {stop} of {target.path!r} do not exist: it has {layer.out_features}")
     if not 1 <= rank <= min(stop - start, layer.in_features):
-        raise ValueError(f"rank was {rank}: {target.path!r} ({target.part}) takes 1 to {min(stop - start, layer.in_features)}")
+        raise ValueError(
+            f"rank was {rank}: {target.path!r} ({target.part}) takes 1 to {min(stop - start, layer.in_features)}"
+        )
     return start, stop
 
 
@@ -194,14 +209,15 @@ def unmerge_adapters(model: nn.Module) -> None:
 def save_adapter(model: nn.Module, name: str, path: str | Path) -> None:
     "Write one adapter, and nothing else, as safetensors: its two matrices for each target, with rank, alpha and targets in the header."
     _require(model, name)
-    tensors, targets = {}, []
-    for where, layer in adapted_layers(model):
-        for key, part in layer.adapters.items():
-            if key.split(":")[0] == name:
-                label = key.split(":")[1]
-                targets.append(Target(where, label, part.start, part.stop))
-                tensors |= {f"{where}:{label}.down": part.down.detach(), f"{where}:{label}.up": part.up.detach()}
-    settings = {"name": name, "rank": part.rank, "alpha": part.alpha, "dropout": part.dropout.p, "targets": targets}
+    parts = {
+        Target(where, key.split(":")[1], part.start, part.stop): part
+        for where, layer in adapted_layers(model)
+        for key, part in layer.adapters.items()
+        if key.split(":")[0] == name
+    }
+    tensors = {f"{t.path}:{t.part}.{m}": getattr(part, m).detach() for t, part in parts.items() for m in ("down", "up")}
+    first = next(iter(parts.values()))
+    settings = {"name": name, "rank": first.rank, "alpha": first.alpha, "dropout": first.dropout.p, "targets": list(parts)}
     save_tensors(path, tensors, {"format": "nyx-lora", "settings": json.dumps(settings)})
 
 # %% ../nbs/lora.ipynb #53f810a0
@@ -224,7 +240,10 @@ def load_adapter(model: nn.Module, path: str | Path, name: str | None = None) ->
         except ValueError as e:
             raise CheckpointError(f"{path} was made for another model: {e}") from None
         columns = model.get_submodule(target.path).in_features
-        expected |= {f"{target.path}:{target.part}.down": (rank, columns), f"{target.path}:{target.part}.up": (stop - start, rank)}
+        expected |= {
+            f"{target.path}:{target.part}.down": (rank, columns),
+            f"{target.path}:{target.part}.up": (stop - start, rank),
+        }
     tensors = load_tensors(path, expected, what="adapter")
     add_adapter(model, name, targets, rank, alpha, dropout)
     for target in targets:

@@ -85,9 +85,13 @@ class NYXConfig:
             if type(value) is not int or not low <= value <= high:
                 raise ValueError(f"{name} was {value!r}: it must be a whole number from {low:,} to {high:,}")
         if self.head_dim % 2:
-            raise ValueError(f"head_dim was {self.head_dim}: it must be even, for rotary embeddings turn pairs of channels")
+            raise ValueError(
+                f"head_dim was {self.head_dim}: it must be even, for rotary embeddings turn pairs of channels"
+            )
         if self.num_attention_heads % self.num_kv_heads:
-            raise ValueError(f"num_kv_heads was {self.num_kv_heads}: it must divide num_attention_heads, {self.num_attention_heads}")
+            raise ValueError(
+                f"num_kv_heads was {self.num_kv_heads}: it must divide num_attention_heads, {self.num_attention_heads}"
+            )
         self._check_numbers()
         if self.parameters > 10**11:
             raise ValueError(f"this shape has {self.parameters:,} parameters: more than 100 billion is refused")
@@ -100,12 +104,18 @@ class NYXConfig:
             raise ValueError(f"rotary_base was {self.rotary_base!r}: it must be a number above 1")
         if self.xpos_scale_base is not None:
             if not (isinstance(self.xpos_scale_base, int | float) and 1 <= self.xpos_scale_base < math.inf):
-                raise ValueError(f"xpos_scale_base was {self.xpos_scale_base!r}: it must be a number of at least 1, or None")
+                raise ValueError(
+                    f"xpos_scale_base was {self.xpos_scale_base!r}: it must be a number of at least 1, or None"
+                )
 
     @property
     def in_rows(self) -> dict[str, tuple[int, int]]:
         "Which rows of the fused in-projection make q, k, v, a and gate."
-        q, kv, ff = self.num_attention_heads * self.head_dim, self.num_kv_heads * self.head_dim, self.ff_mult * self.model_dim
+        q, kv, ff = (
+            self.num_attention_heads * self.head_dim,
+            self.num_kv_heads * self.head_dim,
+            self.ff_mult * self.model_dim,
+        )
         stops = [q, q + kv, q + 2 * kv, q + 2 * kv + ff, q + 2 * kv + 2 * ff]
         return dict(zip(("q", "k", "v", "a", "gate"), zip([0, *stops], stops)))
 
@@ -120,7 +130,9 @@ class NYXConfig:
         "From plain values, such as a config.json. Unknown fields raise ValueError."
         unknown = sorted(set(values) - {f.name for f in fields(cls)})
         if unknown:
-            raise ValueError(f"unknown settings {', '.join(unknown)}: a NYXConfig has {', '.join(f.name for f in fields(cls))}")
+            raise ValueError(
+                f"unknown settings {', '.join(unknown)}: a NYXConfig has {', '.join(f.name for f in fields(cls))}"
+            )
         return cls(**values)
 
 # %% ../nbs/model.ipynb #ff27e80e
@@ -172,7 +184,9 @@ class Transformer(nn.Module):
             return self.embedding(tokens)
         except IndexError:
             low, high = int(tokens.min()), int(tokens.max())
-            raise ValueError(f"tokens run from {low} to {high}: this model knows 0 to {self.config.vocab_size - 1}") from None
+            raise ValueError(
+                f"tokens run from {low} to {high}: this model knows 0 to {self.config.vocab_size - 1}"
+            ) from None
 
     @property
     def key_dtype(self) -> torch.dtype:
@@ -183,9 +197,14 @@ class Transformer(nn.Module):
     def loss(self, tokens: Int[Tensor, "b n"]) -> Float[Tensor, ""]:
         "Mean cross-entropy, in nats, of each token given those before it; n must be at least 2. Every token counts, 0 too."
         if tokens.shape[-1] < 2:
-            raise ValueError(f"the tokens have shape {tuple(tokens.shape)}: a loss needs at least 2 in each row, one to predict from")
+            raise ValueError(
+                f"the tokens have shape {tuple(tokens.shape)}: a loss needs at least 2 in each row, one to predict from"
+            )
         logits = self(tokens[:, :-1])
-        return F.cross_entropy(logits.flatten(0, 1).float() if logits.dtype != torch.float64 else logits.flatten(0, 1), tokens[:, 1:].flatten())
+        return F.cross_entropy(
+            logits.flatten(0, 1).float() if logits.dtype != torch.float64 else logits.flatten(0, 1),
+            tokens[:, 1:].flatten(),
+        )
 
     @classmethod
     def from_preset(cls, name: str, **changes) -> "Transformer":
@@ -195,7 +214,9 @@ class Transformer(nn.Module):
     def new_cache(self, batch: int, capacity: int) -> KVCache:
         "An empty key-value cache with room for `capacity` tokens of each text."
         c = self.config
-        return KVCache(c.layer_depth, batch, c.num_kv_heads, capacity, c.head_dim, self.key_dtype, self.embedding.weight.device)
+        return KVCache(
+            c.layer_depth, batch, c.num_kv_heads, capacity, c.head_dim, self.key_dtype, self.embedding.weight.device
+        )
 
     def lora_targets(self, *parts: str) -> list[Target]:
         "Where adapters go in every block: any of q, k, v, a, gate (rows of the fused projection), attn_out, ff_out."
@@ -252,13 +273,16 @@ class Writer:
         "Yield the continuation of `prompt`, `max_new` tokens of it, as it comes; characters stay whole."
         before = prompt.encode() if isinstance(prompt, str) else prompt
         if tokenizer is None and self.config.vocab_size != 256:
-            raise ValueError(f"this model's vocabulary is {self.config.vocab_size}, not bytes: pass the tokenizer it was trained with")
+            raise ValueError(
+                f"this model's vocabulary is {self.config.vocab_size}, not bytes: pass the tokenizer it was trained with"
+            )
         tokens = before if tokenizer is None else tokenizer.encode(before)
         ids = torch.tensor([[int(token) for token in tokens]], dtype=torch.long, device=self.embedding.weight.device)
         settings = Sampling(temperature, top_k, top_p, min_p)
         with evaluating(self):
             new = (int(token) for token in generate_tokens(self, ids, max_new, None, settings, seed))
             yield from stream_text((bytes([t]) if tokenizer is None else tokenizer.to_bytes([t]) for t in new), before)
+
 
 # ## Saving and loading
 #
@@ -281,7 +305,9 @@ def fetch_from_hub(name: str, **options) -> Path:
     try:
         files = [hf_hub_download(name, file, **options) for file in ("config.json", "model.safetensors")]
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as e:
-        raise CheckpointError(f"{name} could not be had from the Hub ({type(e).__name__}): is the name right, and is there a network?") from None
+        raise CheckpointError(
+            f"{name} could not be had from the Hub ({type(e).__name__}): is the name right, and is there a network?"
+        ) from None
     return Path(files[0]).parent
 
 # %% ../nbs/model.ipynb #77f56101
@@ -305,10 +331,14 @@ class NYX(Transformer, Writer, PyTorchModelHubMixin):
         `config` and `model_card_kwargs` are what the mixin's `push_to_hub` hands over; the model's own configuration is written.
         """
         if names := adapter_names(self):
-            raise ValueError(f"the model carries adapters ({', '.join(names)}): keep them with save_adapter, remove_adapter, then save")
+            raise ValueError(
+                f"the model carries adapters ({', '.join(names)}): keep them with save_adapter, remove_adapter, then save"
+            )
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
-        save_tensors(folder / "model.safetensors", {name: t.detach() for name, t in self.state_dict().items()}, {"format": "pt"})
+        save_tensors(
+            folder / "model.safetensors", {name: t.detach() for name, t in self.state_dict().items()}, {"format": "pt"}
+        )
         text = json.dumps(asdict(self.config), indent=2) + "\n"
         atomic_write(folder / "config.json", lambda file: file.write(text.encode()))
         return self.push_to_hub(repo_id or folder.name, **push_options) if push_to_hub else None

@@ -18,7 +18,9 @@ def rotary_frequencies(head_dim: int, base: float = 10000.0) -> Float[Tensor, " 
     Returns float64 of shape (head_dim / 2,), from 1 down to nearly 1/base. RoPE, arXiv 2104.09864, section 3.2.2.
     """
     if head_dim < 2 or head_dim % 2:
-        raise ValueError(f"head_dim was {head_dim}: rotary embeddings turn pairs of channels, so it must be even and at least 2")
+        raise ValueError(
+            f"head_dim was {head_dim}: rotary embeddings turn pairs of channels, so it must be even and at least 2"
+        )
     return base ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
 
 # %% ../nbs/rotary.ipynb #47a31741
@@ -93,7 +95,9 @@ class Rotary(nn.Module):
         "How far from the reference positions may lie in this dtype; None where XPOS is off and there is no limit."
         return None if self.xpos_scale_base is None else xpos_reach(dtype, self.xpos_scale_base)
 
-    def move(self, distance: int, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Float[Tensor, " d"]:
+    def move(
+        self, distance: int, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    ) -> Float[Tensor, " d"]:
         "The factor for keys that are already stored when the reference moves `distance` positions ahead."
         scale = xpos_scale(torch.tensor([distance]), self.head_dim, self.xpos_scale_base)[0]
         return torch.cat((scale, scale)).to(device, dtype)

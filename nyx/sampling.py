@@ -28,11 +28,13 @@ def top_k_filter(logits: Float[Tensor, "*b v"], k: int) -> Float[Tensor, "*b v"]
 # %% ../nbs/sampling.ipynb #352ed32e
 def top_p_filter(logits: Float[Tensor, "*b v"], p: float) -> Float[Tensor, "*b v"]:
     "Keep the most probable tokens until they hold at least p together; the rest become -inf. Nucleus sampling, arXiv 1904.09751, section 3.1."
+    if p >= 1:
+        return logits  # all of them; a rounded sum might reach 1 too early
     ordered, index = logits.sort(dim=-1, descending=True)
     probabilities = ordered.softmax(-1)
     held_before = probabilities.cumsum(-1) - probabilities  # by the more probable ones
-    dropped = (held_before >= p).scatter(-1, index, held_before >= p)
-    return logits.masked_fill(dropped & (logits < ordered[..., :1]), -math.inf)
+    dropped = held_before >= p  # in sorted order; back to that of the vocabulary:
+    return logits.masked_fill(torch.zeros_like(dropped).scatter(-1, index, dropped), -math.inf)
 
 # %% ../nbs/sampling.ipynb #41daea1b
 def min_p_filter(logits: Float[Tensor, "*b v"], p: float) -> Float[Tensor, "*b v"]:
@@ -62,7 +64,9 @@ class Sampling:
         "The distribution from which the next token is drawn. Raises ValueError for logits that are NaN, or all -inf."
         best = logits.amax(-1, keepdim=True)
         if not torch.isfinite(best).all():
-            raise ValueError(f"the logits hold {best[~best.isfinite()][0]}: the model is broken, or every token was forbidden")
+            raise ValueError(
+                f"the logits hold {best[~best.isfinite()][0]}: the model is broken, or every token was forbidden"
+            )
         if self.temperature == 0:
             return torch.zeros_like(logits).scatter(-1, logits.argmax(-1, keepdim=True), 1.0)
         logits = apply_temperature(logits.float() if logits.dtype != torch.float64 else logits, self.temperature)
@@ -78,7 +82,9 @@ class Sampling:
         return torch.multinomial(probabilities, 1, generator=generator)[:, 0]
 
 # %% ../nbs/sampling.ipynb #2166a4b7
-def prefill(model: Callable, prompt: Int[Tensor, "b n"], cache, lengths: Int[Tensor, " b"] | None = None, piece: int = 512) -> Float[Tensor, "b v"]:
+def prefill(
+    model: Callable, prompt: Int[Tensor, "b n"], cache, lengths: Int[Tensor, " b"] | None = None, piece: int = 512
+) -> Float[Tensor, "b v"]:
     "Read the prompts into the cache; returns the logits that follow the last real token of each row."
     last = (torch.full((len(prompt),), prompt.shape[1]) if lengths is None else lengths.cpu()) - 1
     found = [None] * len(prompt)
@@ -118,8 +124,12 @@ def check_request(prompt: Int[Tensor, "b n"], max_new: int, lengths: Int[Tensor,
         raise ValueError("the prompt was empty: give at least one token to begin with")
     if max_new < 1:
         raise ValueError(f"max_new was {max_new}: ask for at least one new token")
-    if lengths is not None and not (len(lengths) == len(prompt) and ((1 <= lengths) & (lengths <= prompt.shape[1])).all()):
-        raise ValueError(f"lengths was {lengths.tolist()}: give one for each of {len(prompt)} prompts, from 1 to {prompt.shape[1]}")
+    if lengths is not None and not (
+        len(lengths) == len(prompt) and ((1 <= lengths) & (lengths <= prompt.shape[1])).all()
+    ):
+        raise ValueError(
+            f"lengths was {lengths.tolist()}: give one for each of {len(prompt)} prompts, from 1 to {prompt.shape[1]}"
+        )
 
 # %% ../nbs/sampling.ipynb #ca0ff271
 def stream_text(chunks: Iterable[bytes], before: bytes = b"") -> Iterator[str]:
