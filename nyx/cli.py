@@ -451,6 +451,9 @@ class Report:
             f"stopped after update {r['update']:,}; go on with: python train.py --checkpoint_path {self.out_dir}/checkpoint_{r['update']}.pth"
         )
 
+    def on_scoring(self, r: dict) -> None:
+        self.say(f"everything is saved; scoring all {r['tokens']:,} tokens of the validation split (Ctrl-C to skip)")
+
     def on_final(self, r: dict) -> None:
         self.say(f"done: {r['bits_per_byte']:.4f} bits per byte on the whole validation split")
 

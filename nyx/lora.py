@@ -122,14 +122,19 @@ def add_adapter(
         raise ValueError(f"there is an adapter named {name!r} already: choose another name, or remove_adapter first")
     if any(layer.kept is not None for _, layer in adapted_layers(model)):
         raise ValueError("adapters are merged into the weights: unmerge_adapters first")
-    if not targets:
-        raise ValueError("targets was empty: name at least one linear layer")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout was {dropout}: it must be at least 0 and below 1")
+    if not (math.isfinite(alpha) and alpha > 0):
+        raise ValueError(f"alpha was {alpha}: it must be above 0")
+    if not targets or len({target[:2] for target in targets}) < len(targets):
+        raise ValueError("targets must name at least one linear layer, and each part of it once")
+    if wrong := [target.part for target in targets if not re.fullmatch(r"[\w-]+", target.part)]:
+        raise ValueError(f"a target's part was {wrong[0]!r}: use letters, digits, - and _")
     places = [(target, *_place(model, target, rank)) for target in targets]
     for target, start, stop in places:
         layer = _adapted(model, target.path)
-        layer.adapters[f"{name}:{target.part}"] = LowRank(
-            layer.in_features, start, stop, rank, alpha, dropout, layer.weight
-        )
+        part = LowRank(layer.in_features, start, stop, rank, alpha, dropout, layer.weight)
+        layer.adapters[f"{name}:{target.part}"] = part.train(layer.training)
     use_adapters(model, *_active(model), name)
 
 # %% ../nbs/lora.ipynb #718ffcbc
@@ -155,7 +160,7 @@ def _adapted(model: nn.Module, path: str) -> LoRALinear:
     "The layer at `path`, made able to carry adapters."
     layer = model.get_submodule(path)
     if not isinstance(layer, LoRALinear):
-        layer = LoRALinear(layer)
+        layer = LoRALinear(layer).train(layer.training)
         model.set_submodule(path, layer)
     return layer
 
@@ -253,7 +258,7 @@ def load_adapter(model: nn.Module, path: str | Path, name: str | None = None) ->
 
 # %% ../nbs/lora.ipynb #354890b0
 def remove_adapter(model: nn.Module, name: str) -> None:
-    "Take an adapter off; layers left without any become plain linear layers again."
+    "Take an adapter off; layers left without any become plain linear layers again. A base that train_adapter froze stays frozen."
     _require(model, name)
     use_adapters(model, *(n for n in _active(model) if n != name))
     for path, layer in list(adapted_layers(model)):

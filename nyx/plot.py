@@ -377,9 +377,9 @@ def sampling_knobs(model, text: str, distribution: Callable) -> None:
         draw,
         "Probabilities of the next byte after the typed text, before and after temperature {temperature}, top-k {top_k}, top-p {top_p}.",
         text=widgets.Text(value=text, description="text", continuous_update=False, layout={"width": "520px"}),
-        temperature=slider(1.0, 0.05, 2.5, 0.05, "temperature"),
+        temperature=slider(0.7, 0.05, 2.5, 0.05, "temperature"),
         top_k=slider(0, 0, 64, 1, "top-k (0: off)"),
-        top_p=slider(1.0, 0.05, 1.0, 0.05, "top-p (1: off)"),
+        top_p=slider(0.95, 0.05, 1.0, 0.05, "top-p (1: off)"),
     )
 
 # %% ../nbs/lib/plot.ipynb #5ba8123d
@@ -517,10 +517,10 @@ def course_map(alt: str) -> None:
     for i, (name, about) in enumerate(CHAPTERS.items()):
         box = {"boxstyle": "round,pad=0.45", "facecolor": "#e8f1fa", "edgecolor": COLOURS[0]}
         ax.text(i, 0.75, f"{i}. {name}", ha="center", va="center", bbox=box, fontsize=10)
-        ax.text(i, -0.05, about, ha="center", va="center", fontsize=9)
+        ax.text(i, 0.12, about, ha="center", va="center", fontsize=9)
         if i:
             ax.annotate("", (i - 0.42, 0.75), (i - 0.58, 0.75), arrowprops={"arrowstyle": "-|>", "color": COLOURS[2]})
-    ax.set(xlim=(-0.6, 6.6), ylim=(-0.5, 1.2))
+    ax.set(xlim=(-0.6, 6.6), ylim=(-0.2, 1.1))
     ax.axis("off")
     show(figure, alt)
 

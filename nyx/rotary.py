@@ -38,7 +38,7 @@ def apply_rotary(
     cos: Float[Tensor, "*tables n half"],  # broadcast over the axes of x before n, such as heads
     sin: Float[Tensor, "*tables n half"],
 ) -> Float[Tensor, "*batch n d"]:
-    "Turn each pair of channels (i, i + d/2) of `x` by the angle whose cosine and sine are given. RoPE, arXiv 2104.09864, equation 34."
+    "Turn each pair of channels (i, i + d/2) of `x` by the angle whose cosine and sine are given. RoPE, arXiv 2104.09864, equation 34, there for neighbouring pairs."
     first, second = x.chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 
@@ -81,9 +81,10 @@ class Rotary(nn.Module):
         positions: Int[Tensor, "*batch n"],
         reference: int = 0,  # the position from which XPOS is measured; choose it within `reach` of `positions`
         dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
+        device: torch.device | str | None = None,  # that of `positions` if absent
     ) -> tuple[Rotation, Rotation]:
         "The rotation of the queries and that of the keys. Angles and powers are float64 until the very end."
+        device = positions.device if device is None else device
         angles = rotary_angles(positions, self.head_dim, self.base)
         cos, sin = angles.cos(), angles.sin()
         if self.xpos_scale_base is None:
@@ -98,6 +99,6 @@ class Rotary(nn.Module):
     def move(
         self, distance: int, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
     ) -> Float[Tensor, " d"]:
-        "The factor for keys that are already stored when the reference moves `distance` positions ahead."
+        "The factor for keys that are already stored when the reference moves `distance` positions ahead (XPOS must be on)."
         scale = xpos_scale(torch.tensor([distance]), self.head_dim, self.xpos_scale_base)[0]
         return torch.cat((scale, scale)).to(device, dtype)

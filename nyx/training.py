@@ -376,10 +376,10 @@ def records(trainer: Trainer) -> Iterator[dict]:
 
 
 def events(trainer: Trainer) -> Iterator[dict]:
-    "The run ittrainer."
+    "The run itself: one record after the other."
     c = trainer.config
     yield {"event": "start", "update": trainer.update, "device": str(trainer.accelerator.device), "processes": trainer.accelerator.num_processes,
-           "precision": str(trainer.accelerator.mixed_precision), "parameters": sum(p.numel() for p in trainer.model.parameters()),
+           "precision": trainer.accelerator.mixed_precision.replace("no", "float32"), "parameters": sum(p.numel() for p in trainer.model.parameters()),
            "trained": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)}  # fmt: skip
     while trainer.update < c.num_batches and not stopping_everywhere(trainer):
         record = train_update(trainer)
@@ -401,6 +401,7 @@ def events(trainer: Trainer) -> Iterator[dict]:
             yield save(trainer)
         yield {"event": "stopped", "update": trainer.update}
     else:
+        yield {"event": "scoring", "update": trainer.update, "tokens": len(trainer.corpus.valid)}
         yield validate(trainer, whole=True)
 
 

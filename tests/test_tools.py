@@ -80,11 +80,18 @@ def test_skipped_cells_keep_their_outputs_and_the_rest_is_run(widget_notebook):
     assert "".join(last[0]["data"]["text/plain"]) == f"({widget_notebook.parent.name!r}, '1')"
 
 
+def test_housekeeping_cells_are_folded(tmp_path):
+    path = write_notebook(tmp_path / "nb.ipynb", "#| default_exp x", "#| hide\nimport os", "#| export\nx = 1", "x")
+    runner.run_notebook(path, paths={})
+    cells = json.loads(path.read_text())["cells"]
+    assert [cell["metadata"].get("jupyter") for cell in cells] == [{"source_hidden": True}] * 2 + [None] * 2
+
+
 def test_metadata_names_no_machine_and_no_time(widget_notebook):
     nb = json.loads(widget_notebook.read_text())
     assert nb["metadata"]["kernelspec"] == {"display_name": "python3", "language": "python", "name": "python3"}
     assert set(nb["metadata"]) == {"kernelspec", "widgets"}
-    assert all(set(cell["metadata"]) <= {"tags"} and cell["execution_count"] is None for cell in nb["cells"])
+    assert all(set(cell["metadata"]) <= {"tags", "jupyter"} and cell["execution_count"] is None for cell in nb["cells"])
     assert runner.cleaned(widget_notebook.read_text()) == widget_notebook.read_text()
 
 

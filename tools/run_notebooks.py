@@ -163,6 +163,16 @@ def write_atomically(path: Path, text: str) -> None:
         partial.unlink(missing_ok=True)
 
 
+def fold(nb) -> None:
+    """Fold the source of housekeeping cells, so that JupyterLab shows a lesson and not its imports."""
+    for cell in nb.cells:
+        housekeeping = cell.cell_type == "code" and re.match(r"#\|\s*(hide|default_exp)\b", cell.source)
+        if housekeeping:
+            cell.metadata["jupyter"] = {"source_hidden": True}
+        else:
+            cell.metadata.pop("jupyter", None)
+
+
 def run_notebook(path: Path, timeout: int = 900, paths: dict[str, str] | None = None) -> dict[str, float]:
     """Execute one notebook in place; its seconds and its kernel's peak memory in MiB. Raises Refused, file kept."""
     nb = nbformat.read(path, as_version=4)
@@ -176,6 +186,7 @@ def run_notebook(path: Path, timeout: int = 900, paths: dict[str, str] | None = 
         raise Refused(f"{path} was not written: {error}") from None
     seconds = time.perf_counter() - started
     merge_streams(nb)
+    fold(nb)
     fresh = nb.metadata.get("widgets", {}).get(WIDGETS, {}).get("state", {})
     kept = kept_widgets(nb, old_state)
     for model in fresh.values():
