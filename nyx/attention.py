@@ -109,7 +109,7 @@ class KVCache:
         return self.used[:, None, None, :end] & causal_mask(n, end, self.used.device)
 
     def forget_padding(self, lengths: Int[Tensor, " b"]) -> None:
-        "Row i of the prompts just read holds only `lengths[i]` tokens; the rest was padding and is never looked at again. Call it once, after the first prompts."
+        "Row i of the prompts just read holds only `lengths[i]` tokens; the rest was padding, never to be looked at. Call it once, after the prompts."
         self.padding = self.length - lengths.cpu()
         slots = torch.arange(self.capacity)
         self.used = ((slots < lengths.cpu()[:, None]) | (slots >= self.length)).to(self.keys.device)

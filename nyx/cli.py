@@ -2,12 +2,13 @@
 
 # %% auto #0
 __all__ = ['SHAPE_HELP', 'RUN_HELP', 'add_fields', 'base_parser', 'train_parser', 'test_parser', 'friendly', 'typed_shape',
-           'contradictions', 'read_weights', 'restore_adapter', 'fits', 'find_weights', 'describe', 'shape_flags',
-           'plan_new', 'plan_resume', 'open_checkpoint', 'check_data', 'check_folder', 'prepare', 'Report', 'clock',
-           'loss_picture', 'train', 'finish', 'set_threads', 'train_main', 'write', 'test_main']
+           'contradictions', 'read_checkpoint', 'read_weights', 'restore_adapter', 'fits', 'find_weights', 'describe',
+           'shape_flags', 'plan_new', 'plan_resume', 'open_checkpoint', 'check_data', 'check_folder', 'prepare',
+           'Report', 'clock', 'loss_picture', 'train', 'finish', 'set_threads', 'train_main', 'write', 'test_main']
 
 # %% ../nbs/lib/cli.ipynb #e4b71eb1
 import argparse
+import re
 import sys
 import time
 import warnings
@@ -16,13 +17,13 @@ from dataclasses import asdict, fields
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
 from tqdm import tqdm
 
 from .checkpoint import CheckpointError, latest_checkpoint, list_checkpoints, load_checkpoint
 from .data import DOWNLOADS, Corpus, DataError, load_corpus, load_tokenizer, require_length
 from .lora import add_adapter, load_adapter, save_adapter, train_adapter
 from .model import NYX, PRESETS, NYXConfig, preset, read_folder_config
+from .sampling import Sampling
 from .training import TrainConfig, Trainer, TrainingError
 
 # %% ../nbs/lib/cli.ipynb #da13cbcf
@@ -188,6 +189,9 @@ def test_parser() -> argparse.ArgumentParser:
 # %% ../nbs/lib/cli.ipynb #8bf765a9
 def friendly(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None) -> int:
     "Run `main`; what is wrong with the request becomes a sentence and exit code 2, a failed run 1, an interrupt 130."
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal without Unicode shows what it can
     warnings.showwarning = lambda message, *rest, **options: print(f"warning: {message}", file=sys.stderr)
     try:
         main(argv)
@@ -200,6 +204,11 @@ def friendly(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] |
     except (ValueError, OSError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
+    except (MemoryError, OverflowError, RuntimeError) as e:
+        if type(e) is RuntimeError and not re.search("memory|allocat|overflow|[Ss]torage", str(e)):
+            raise
+        print("error: there is not enough memory for this: lower batch_size, seq_len, generate_length or the shape", file=sys.stderr)
+        return 1
     return 0
 
 # %% ../nbs/lib/cli.ipynb #4fdc613b
@@ -218,21 +227,42 @@ def contradictions(typed: dict, held: dict, where: str) -> None:
             )
 
 
+def read_checkpoint(path: Path) -> dict:
+    "A checkpoint of a training run. Raises CheckpointError unless it is whole and holds the weights that its configuration describes."
+    state = load_checkpoint(path)
+    try:
+        config, _ = NYXConfig.from_dict(state["model_config"]), TrainConfig.from_dict(state["train_config"])
+        with torch.device("meta"):
+            model = NYX(config)
+            if state["notes"]["lora"]:
+                restore_adapter(model, state)
+        shapes = [{name: tuple(t.shape) for name, t in tensors.items()} for tensors in (model.state_dict(), state["model"])]
+        _ = state["notes"]["tokenizer"], state["notes"]["filepath"], state["data"]["sha256"], state["data"]["size"], state["optimizer"], state["random"]
+        whole = type(state["update"]) is int and type(state["samples"]) is int and shapes[0] == shapes[1]
+    except (KeyError, TypeError, ValueError, AttributeError) as e:
+        raise CheckpointError(f"{path} is no checkpoint of a training run ({e}): name another") from None
+    if not whole:
+        raise CheckpointError(f"{path} does not hold the weights that its configuration describes: name another")
+    return state
+
+
 def read_weights(path: str | Path, typed: dict) -> NYX:
-    "A model from a folder of weights or from a training checkpoint; typed shape settings must agree, dropout may differ."
-    path = Path(path)
-    fixed = {name: value for name, value in typed.items() if "dropout" not in name}
-    if path.suffix == ".pth" or path.is_file():
-        state = load_checkpoint(path)
-        contradictions(fixed, state["model_config"], str(path))
-        model = NYX(NYXConfig.from_dict(state["model_config"]))
-        adapted = {key: t for key, t in state["model"].items() if ".adapters." in key}
-        if adapted:
-            restore_adapter(model, state)
-        model.load_state_dict(state["model"])
+    "A model from a folder of weights or from a training checkpoint; typed shape settings must agree, dropout may be chosen."
+    path, fixed = Path(path), {name: value for name, value in typed.items() if "dropout" not in name}
+    dropout = {name: value for name, value in typed.items() if "dropout" in name}
+    if path.is_dir() or not (path.suffix == ".pth" or path.exists()):
+        config = asdict(read_folder_config(path))
+        contradictions(fixed, config, str(path))
+        model = NYX(NYXConfig.from_dict(config | dropout))
+        model.load_state_dict(NYX.from_pretrained(path).state_dict())
         return model
-    contradictions(fixed, asdict(read_folder_config(path)), str(path))
-    return NYX.from_pretrained(path)
+    state = read_checkpoint(path)
+    contradictions(fixed, state["model_config"], str(path))
+    model = NYX(NYXConfig.from_dict(state["model_config"] | dropout))
+    if state["notes"]["lora"]:
+        restore_adapter(model, state)
+    model.load_state_dict(state["model"])
+    return model
 
 
 def restore_adapter(model: NYX, state: dict) -> str:
@@ -260,7 +290,11 @@ def find_weights(typed: dict, folder: Path) -> Path:
             return path
         there.append(f"{path} ({describe(config)})")
     for inner in sorted(folder.glob("*/config.json"), key=lambda p: (p.parent.name != "nyx-30m", p.parent.name)):
-        config = asdict(read_folder_config(inner.parent))
+        try:
+            config = asdict(read_folder_config(inner.parent))
+        except CheckpointError as e:
+            warnings.warn(str(e), stacklevel=2)
+            continue
         if fits(typed, config):
             return inner.parent
         there.append(f"{inner.parent} ({describe(config)})")
@@ -272,11 +306,11 @@ def find_weights(typed: dict, folder: Path) -> Path:
 
 
 def describe(config: dict) -> str:
-    "A shape in a few words."
-    return (
-        f"vocab_size {config['vocab_size']}, model_dim {config['model_dim']}, layer_depth {config['layer_depth']}, "
-        f"num_attention_heads {config['num_attention_heads']}"
-    )
+    "A shape in a few words: the four sizes, and what else differs from the defaults."
+    four = ("vocab_size", "model_dim", "layer_depth", "num_attention_heads")
+    default = asdict(NYXConfig())
+    more = [name for name in SHAPE_HELP if name not in four and config[name] != default[name]]
+    return ", ".join(f"{name} {config[name]}" for name in (*four, *more))
 
 
 def shape_flags(typed: dict) -> str:
@@ -293,6 +327,10 @@ def plan_new(flags: dict) -> tuple[NYXConfig | None, TrainConfig, dict]:
     if "lora_name" in flags and "lora_rank" not in flags:
         raise ValueError("--lora_name needs --lora_rank: without a rank the whole model is trained")
     if "lora_rank" in flags:
+        if flags["lora_rank"] < 1:
+            raise ValueError(f"--lora_rank was {flags['lora_rank']}: it must be at least 1")
+        if "export" in flags:
+            raise ValueError("--export writes a whole model and --lora_rank trains an adapter, which is written anyway: leave one of them out")
         if "weights" not in flags:
             raise ValueError("--lora_rank needs --weights: adapters change a model that has been trained")
         lora = {
@@ -328,8 +366,8 @@ def open_checkpoint(path: Path) -> tuple[Path, dict]:
         found = latest_checkpoint(path)
         if found is None:
             raise CheckpointError(f"{path} holds no checkpoint that can be read: name another, or start a new run")
-        return found
-    return path, load_checkpoint(path)
+        path = found[0]
+    return path, read_checkpoint(path)
 
 
 def check_data(corpus: Corpus, state: dict) -> None:
@@ -366,18 +404,20 @@ def prepare(flags: dict) -> tuple[Trainer, dict]:
     else:
         shape, run, notes = plan_new(flags)
     out_dir = Path(flags.get("out_dir", path.parent if path else "weights"))
-    with PartialState().main_process_first():  # one process fills the cache, the others read it
-        corpus = load_corpus(notes["filepath"], load_tokenizer(notes["tokenizer"]))
-    require_length(corpus, run.seq_len + 1)
+    corpus = load_corpus(notes["filepath"], load_tokenizer(notes["tokenizer"]))
+    require_length(corpus, run.seq_len)
     if state is not None:
         check_data(corpus, state)
-    check_folder(out_dir, state["update"] if state else 0)
+    check_folder(out_dir, state["update"] if state and out_dir.resolve() == path.parent.resolve() else 0)
+    for name in ("out_dir", "export"):
+        place = Path(flags.get(name, "."))
+        there = next(p for p in (place, *place.resolve().parents) if p.exists())
+        if not there.is_dir():
+            raise ValueError(f"--{name} was {place}, and {there.name} is a file: name a folder")
     torch.manual_seed(run.seed)
     model = read_weights(flags["weights"], typed_shape(flags)) if shape is None else NYX(shape)
-    if corpus.tokenizer.vocab_size > model.config.vocab_size:
-        raise ValueError(
-            f"vocab_size was {model.config.vocab_size}: the tokenizer {corpus.tokenizer.name} needs {corpus.tokenizer.vocab_size:,}"
-        )
+    if corpus.tokenizer.vocab_size != model.config.vocab_size:
+        raise ValueError(f"vocab_size was {model.config.vocab_size}: the tokenizer {corpus.tokenizer.name} has {corpus.tokenizer.vocab_size}")
     if notes["lora"]:
         if state is None:
             add_adapter(
@@ -409,6 +449,7 @@ class Report:
             disable=not sys.stderr.isatty(),
             dynamic_ncols=True,
         )
+        self.tokens_to_score = len(trainer.corpus.valid)
         self.said, self.begun, self.first, self.tokens = time.monotonic(), time.monotonic(), trainer.update, 0.0
 
     def say(self, text: str) -> None:
@@ -445,14 +486,13 @@ class Report:
 
     def on_checkpoint(self, r: dict) -> None:
         self.say(f"saved {r['path']}")
+        if r["update"] == self.total:
+            self.say(f"scoring all {self.tokens_to_score:,} tokens of the validation split (Ctrl-C to skip)")
 
     def on_stopped(self, r: dict) -> None:
         self.say(
             f"stopped after update {r['update']:,}; go on with: python train.py --checkpoint_path {self.out_dir}/checkpoint_{r['update']}.pth"
         )
-
-    def on_scoring(self, r: dict) -> None:
-        self.say(f"everything is saved; scoring all {r['tokens']:,} tokens of the validation split (Ctrl-C to skip)")
 
     def on_final(self, r: dict) -> None:
         self.say(f"done: {r['bits_per_byte']:.4f} bits per byte on the whole validation split")
@@ -532,8 +572,8 @@ def finish(trainer: Trainer, flags: dict, notes: dict, report: Report) -> None:
 def set_threads(flags: dict) -> None:
     "Use as many threads as asked for."
     if "threads" in flags:
-        if flags["threads"] < 1:
-            raise ValueError(f"--threads was {flags['threads']}: give at least 1")
+        if not 1 <= flags["threads"] <= 1024:
+            raise ValueError(f"--threads was {flags['threads']}: give 1 to 1024")
         torch.set_num_threads(flags["threads"])
 
 
@@ -550,19 +590,25 @@ def write(argv: Sequence[str] | None = None) -> None:
         raise ValueError("the prompt was empty: give one with --sample_prompt")
     if flags["generate_length"] < 1:
         raise ValueError(f"--generate_length was {flags['generate_length']}: ask for at least 1")
+    settings = {name: flags[name] for name in ("temperature", "top_k", "top_p", "min_p")}
+    Sampling(**settings)  # refuses what cannot be, before anything is written
+    if flags["seed"] is not None and not 0 <= flags["seed"] < 2**63:
+        raise ValueError(f"--seed was {flags['seed']}: it must be from 0 to 2^63 - 1")
+    try:  # an argument may hold bytes that are no UTF-8; Python hands them over as lone surrogates
+        prompt = flags["sample_prompt"].encode("utf-8", errors="surrogateescape")
+    except UnicodeEncodeError:
+        raise ValueError("--sample_prompt holds half of a surrogate pair, which is no text: leave it out") from None
     typed = typed_shape(flags)
     path = Path(flags["weights"]) if "weights" in flags else find_weights(typed, Path("weights"))
     model = read_weights(path, typed)
     if "adapter" in flags:
         load_adapter(model, flags["adapter"])
-    tokenizer = None if model.config.vocab_size == 256 else load_tokenizer(flags.get("tokenizer", "gpt2"))
+    tokenizer = load_tokenizer(flags.get("tokenizer", "bytes" if model.config.vocab_size == 256 else "gpt2"))
+    if tokenizer.vocab_size != model.config.vocab_size:
+        raise ValueError(f"--tokenizer {tokenizer.name} has {tokenizer.vocab_size} tokens and {path} knows {model.config.vocab_size}: choose the one it was trained with")
     print(f"weights {path}: {describe(asdict(model.config))}", file=sys.stderr)
-    # An argument may hold bytes that are no UTF-8; Python hands them over as lone surrogates.
-    prompt = flags["sample_prompt"].encode("utf-8", errors="surrogateescape")
-    sys.stdout.reconfigure(errors="replace")
-    settings = {name: flags[name] for name in ("temperature", "top_k", "top_p", "min_p", "seed")}
     print(prompt.decode(errors="replace"), end="", flush=True)
-    for text in model.stream(prompt, flags["generate_length"], **settings, tokenizer=tokenizer):
+    for text in model.stream(prompt, flags["generate_length"], **settings, seed=flags["seed"], tokenizer=tokenizer):
         print(text, end="", flush=True)
     print()
 

@@ -341,12 +341,12 @@ class Corpus:
 
 
 def require_length(corpus: Corpus, seq_len: int) -> None:
-    "Raise `DataError` unless windows of `seq_len` tokens can be drawn from `corpus` and its validation can be scored."
+    "Raise `DataError` unless `corpus` has windows that predict `seq_len` tokens, and a validation split to score."
     train, valid = len(corpus.train), len(corpus.valid)
-    if seq_len < 2:
-        raise DataError(f"seq_len is {seq_len}: a window needs at least 2 tokens, one to read and one to predict")
+    if seq_len < 1:
+        raise DataError(f"seq_len is {seq_len}: a window must predict at least 1 token")
     if train < seq_len + 1:
-        raise DataError(f"{corpus.name} is too short: its training split has {train} tokens, and windows of {seq_len} "
+        raise DataError(f"{corpus.name} is too short: its training split has {train} tokens, and a seq_len of {seq_len} "
                         f"need at least {seq_len + 1}; give more text or a smaller seq_len")
     if valid < 2:
         raise DataError(f"{corpus.name} is too short: its validation split has {valid} tokens and needs at least 2")

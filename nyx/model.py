@@ -183,10 +183,12 @@ class Transformer(nn.Module):
         try:
             return self.embedding(tokens)
         except IndexError:
-            low, high = int(tokens.min()), int(tokens.max())
-            raise ValueError(
-                f"tokens run from {low} to {high}: this model knows 0 to {self.config.vocab_size - 1}"
-            ) from None
+            raise self.unknown(tokens) from None
+
+    def unknown(self, tokens: Int[Tensor, "b n"]) -> ValueError:
+        "The error for tokens that do not exist."
+        low, high = int(tokens.min()), int(tokens.max())
+        return ValueError(f"tokens run from {low} to {high}: this model knows 0 to {self.config.vocab_size - 1}")
 
     @property
     def key_dtype(self) -> torch.dtype:
@@ -200,11 +202,11 @@ class Transformer(nn.Module):
             raise ValueError(
                 f"the tokens have shape {tuple(tokens.shape)}: a loss needs at least 2 in each row, one to predict from"
             )
-        logits = self(tokens[:, :-1])
-        return F.cross_entropy(
-            logits.flatten(0, 1).float() if logits.dtype != torch.float64 else logits.flatten(0, 1),
-            tokens[:, 1:].flatten(),
-        )
+        logits = self(tokens[:, :-1]).flatten(0, 1)
+        try:
+            return F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), tokens[:, 1:].flatten())
+        except IndexError:
+            raise self.unknown(tokens) from None
 
     @classmethod
     def from_preset(cls, name: str, **changes) -> "Transformer":
@@ -282,14 +284,6 @@ class Writer:
         with evaluating(self):
             new = (int(token) for token in generate_tokens(self, ids, max_new, None, settings, seed))
             yield from stream_text((bytes([t]) if tokenizer is None else tokenizer.to_bytes([t]) for t in new), before)
-
-
-# ## Saving and loading
-#
-# A saved model is two files: `config.json` says its shape, `model.safetensors` holds its numbers. Nothing in them can run. Both are written whole or not at all, and read with suspicion: names, shapes and sizes are compared with the
-# configuration before memory is taken.
-#
-# `huggingface_hub`'s mixin brings the Hub, with three traps that NYX closes: it loads with `strict=False`, so that missing weights stay random without a word; it asks the Hub for a folder whose name you mistyped; and it writes a README of its own.
 
 # %% ../nbs/model.ipynb #7dfca1ea
 def is_hub_name(name: str | Path) -> bool:

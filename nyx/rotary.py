@@ -38,7 +38,7 @@ def apply_rotary(
     cos: Float[Tensor, "*tables n half"],  # broadcast over the axes of x before n, such as heads
     sin: Float[Tensor, "*tables n half"],
 ) -> Float[Tensor, "*batch n d"]:
-    "Turn each pair of channels (i, i + d/2) of `x` by the angle whose cosine and sine are given. RoPE, arXiv 2104.09864, equation 34, there for neighbouring pairs."
+    "Turn each pair of channels (i, i + d/2) of `x` by its angle. RoPE, arXiv 2104.09864, equation 34, there for neighbouring pairs."
     first, second = x.chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 

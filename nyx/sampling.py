@@ -17,7 +17,7 @@ from torch import Tensor
 # %% ../nbs/sampling.ipynb #37e1c772
 def apply_temperature(logits: Float[Tensor, "*b v"], temperature: float) -> Float[Tensor, "*b v"]:
     "Logits divided by a temperature above 0, the largest of them moved to 0 first, so that no temperature overflows."
-    return (logits - logits.amax(-1, keepdim=True)) / temperature
+    return ((logits - logits.amax(-1, keepdim=True)).double() / temperature).to(logits.dtype)
 
 # %% ../nbs/sampling.ipynb #4f43cc40
 def top_k_filter(logits: Float[Tensor, "*b v"], k: int) -> Float[Tensor, "*b v"]:
@@ -107,7 +107,7 @@ def generate_tokens(
     seed: int | None = None,
 ) -> Iterator[Int[Tensor, " b"]]:
     "Yield max_new times one new token for each row, each computed from one token and the cache."
-    check_request(prompt, max_new, lengths)
+    check_request(prompt, max_new, lengths, seed)
     generator = None if seed is None else torch.Generator(prompt.device).manual_seed(seed)
     cache = model.new_cache(len(prompt), prompt.shape[1] + max_new)
     logits = prefill(model, prompt, cache, lengths)
@@ -118,12 +118,14 @@ def generate_tokens(
             logits = model(tokens[:, None], cache=cache)[:, -1]
 
 # %% ../nbs/sampling.ipynb #c10223ca
-def check_request(prompt: Int[Tensor, "b n"], max_new: int, lengths: Int[Tensor, " b"] | None = None) -> None:
+def check_request(prompt: Int[Tensor, "b n"], max_new: int, lengths: Int[Tensor, " b"] | None = None, seed: int | None = None) -> None:
     "Raise ValueError for a request that no model could answer."
     if prompt.numel() == 0:
         raise ValueError("the prompt was empty: give at least one token to begin with")
-    if max_new < 1:
-        raise ValueError(f"max_new was {max_new}: ask for at least one new token")
+    if seed is not None and not 0 <= seed < 2**63:
+        raise ValueError(f"seed was {seed}: it must be from 0 to 2^63 - 1")
+    if not 1 <= max_new <= 10**9:
+        raise ValueError(f"max_new was {max_new}: ask for 1 to a billion new tokens")
     if lengths is not None and not (
         len(lengths) == len(prompt) and ((1 <= lengths) & (lengths <= prompt.shape[1])).all()
     ):
