@@ -605,7 +605,8 @@ def write(argv: Sequence[str] | None = None) -> None:
         load_adapter(model, flags["adapter"])
     tokenizer = load_tokenizer(flags.get("tokenizer", "bytes" if model.config.vocab_size == 256 else "gpt2"))
     if tokenizer.vocab_size != model.config.vocab_size:
-        raise ValueError(f"--tokenizer {tokenizer.name} has {tokenizer.vocab_size} tokens and {path} knows {model.config.vocab_size}: choose the one it was trained with")
+        sizes = f"{tokenizer.vocab_size} tokens and {path} knows {model.config.vocab_size}"
+        raise ValueError(f"--tokenizer {tokenizer.name} has {sizes}: choose the one it was trained with")
     print(f"weights {path}: {describe(asdict(model.config))}", file=sys.stderr)
     print(prompt.decode(errors="replace"), end="", flush=True)
     for text in model.stream(prompt, flags["generate_length"], **settings, seed=flags["seed"], tokenizer=tokenizer):

@@ -129,10 +129,10 @@ def test_an_output_that_names_this_machine_is_refused(tmp_path):
 
 
 def test_words_that_only_look_like_a_path_pass():
-    cell = {"outputs": [{"output_type": "stream", "text": "the work/mainland and /work/main-street"}]}
-    assert runner.find_machine_path({"cells": [cell], "metadata": {}}, {"/work/main": "the repository"}) is None
-    cell["outputs"][0]["text"] = "File /work/main/nyx/model.py"
-    assert runner.find_machine_path({"cells": [cell], "metadata": {}}, {"/work/main": "the repository"})
+    cell = {"outputs": [{"output_type": "stream", "text": "the srv/courseware and /srv/course-notes"}]}
+    assert runner.find_machine_path({"cells": [cell], "metadata": {}}, {"/srv/course": "the repository"}) is None
+    cell["outputs"][0]["text"] = "File /srv/course/nyx/model.py"
+    assert runner.find_machine_path({"cells": [cell], "metadata": {}}, {"/srv/course": "the repository"})
 
 
 def test_times_are_merged_into_the_file(tmp_path):
