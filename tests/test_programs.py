@@ -345,7 +345,7 @@ BASE = flags(RUN, SHAPE, out_dir="new")
 DATA = {
     "missing": ("nowhere.txt", "nowhere.txt"),
     "no name": ("", "not there"),
-    "empty": ("empty.txt", "empty"),
+    "empty": ("empty.txt", "is empty"),
     "too short": ("short.txt", "too short"),
     "an empty folder": ("empty", "no text"),
     "a folder without text": ("pictures", "no text"),
@@ -463,10 +463,10 @@ def test_a_fine_tuning_that_cannot_be_is_refused(refused):
 
 CHECKPOINTS = {
     "missing.pth": "missing.pth",
-    "half.pth": "cut short",
-    "flipped.pth": "damaged",
+    "half.pth": "is cut short",
+    "flipped.pth": "is damaged",
     "text.pth": "not a checkpoint",
-    "empty.pth": "empty",
+    "empty.pth": "is empty",
     "zip.pth": "not a checkpoint",
     "plain.pth": "another program",
     "strange.pth": "strange.pth",

@@ -244,12 +244,14 @@ def test_an_older_checkpoint_does_not_overwrite_newer_ones(call, folder, ended):
 
 def test_a_new_run_starts_from_old_weights(call, folder, ended):
     write_text(folder / "other.txt", seed=2)
-    for path in ("run/checkpoint_4.pth", "base"):
-        small_model(seed=3).save_pretrained(folder / "base")
-        ask = flags(RUN, filepath="other.txt", weights=path, out_dir=f"from_{path[:3]}", learning_rate=1e-30)
+    base = small_model(seed=3)
+    base.save_pretrained(folder / "base")
+    old = {"base": dict(base.state_dict()), "run/checkpoint_4.pth": load_checkpoint("run/checkpoint_4.pth")["model"]}
+    for number, (path, weights) in enumerate(old.items()):
+        ask = flags(RUN, filepath="other.txt", weights=path, out_dir=f"new{number}", learning_rate=1e-30)
         assert call("train.py", *ask).code == 0
-        state = load_checkpoint(folder / f"from_{path[:3]}" / "checkpoint_4.pth")
-        assert same(dict(state["model"]), dict(read_weights(path, {}).state_dict()))  # it hardly moved from there
+        state = load_checkpoint(folder / f"new{number}" / "checkpoint_4.pth")
+        assert same(state["model"], weights)  # at such a rate it does not move from there
         assert state["update"] == 4 and state["samples"] == 16
 
 
