@@ -619,6 +619,23 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_checkpoint(ca
     assert load_checkpoint(folder / "new" / "checkpoint_2.pth")["update"] == 2
 
 
+class CompilerMissing(RuntimeError):
+    """What torch raises is often a class of its own, such as this one."""
+
+
+@pytest.mark.parametrize("error", [CompilerMissing("no C++ compiler"), NotImplementedError("no kernel for this")])
+def test_only_a_lack_of_memory_is_called_one(call, folder, monkeypatch, error):
+    def fail(self, tokens):
+        raise error
+
+    monkeypatch.setattr(NYX, "loss", fail)
+    try:
+        done = call("train.py", *BASE)
+    except type(error):
+        return  # what nobody foresaw may show its traceback
+    assert done.code != 0 and "memory" not in done.err and str(error) in done.err, done
+
+
 # in production, where nothing checks types for us
 
 PRODUCTION = """

@@ -156,6 +156,25 @@ def test_a_second_ctrl_c_stops_at_once(call, folder, monkeypatch):
     assert [r["update"] for r in log_of(folder / "part", "update")] == [1, 2, 3, 4, 5, 6, 7]
 
 
+@posix
+def test_ctrl_c_skips_the_last_scoring_and_nothing_else(call, folder, monkeypatch):
+    seen, true_model = [], NYX.forward
+
+    def forward(self, *arguments, **options):  # the first batch of the last scoring is interrupted
+        if (folder / "part" / "checkpoint_7.pth").exists():
+            seen.append(1)
+            if len(seen) == 1:
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(0.01)
+        return true_model(self, *arguments, **options)
+
+    monkeypatch.setattr(NYX, "forward", forward)
+    write_text(folder / "text.txt", lines=9000)  # much to score
+    done = call("train.py", *flags(KINDS["dropout"], out_dir="part", export="exported"))
+    assert "Traceback" not in done.err and len(seen) == 1, f"{len(seen)} batches were scored"
+    assert same(dict(NYX.from_pretrained("exported").state_dict()), load_checkpoint("part/checkpoint_7.pth")["model"])
+
+
 # what a resumed run takes from the file
 
 
@@ -212,6 +231,14 @@ def test_contradictions_are_refused_naming_both_values(call, folder, ended):
     done = call("train.py", *GO_ON, "--weights", "run/checkpoint_2.pth")
     assert done.code == 2 and "--weights" in done.err and "--checkpoint_path" in done.err
     assert snapshot(folder) == before
+
+
+def test_an_adapter_run_that_is_resumed_is_not_exported_either(call, folder):
+    small_model().save_pretrained(folder / "base")
+    assert call("train.py", *flags(RUN, weights="base", lora_rank=2, out_dir="run")).code == 0
+    before = snapshot(folder)
+    done = call("train.py", *GO_ON, "--num_batches", 6, "--export", "exported")
+    assert done.code == 0 or (done.code == 2 and "--export" in done.err and snapshot(folder) == before), done
 
 
 def test_other_data_is_refused_naming_the_way_to_start_anew(call, folder, ended):
