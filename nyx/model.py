@@ -29,7 +29,7 @@ from .sampling import Sampling, generate_tokens, stream_text
 
 # %% ../nbs/model.ipynb #0d6af36f
 def swiglu(a: Float[Tensor, "*b m"], gate: Float[Tensor, "*b m"]) -> Float[Tensor, "*b m"]:
-    "Let `a` through as far as `gate` opens: a · silu(gate). GLU Variants Improve Transformer, arXiv 2002.05202, equation 6."
+    "Let `a` through as far as `gate` opens: a · silu(gate). GLU Variants Improve Transformer, arXiv 2002.05202, equation 5."
     return a * F.silu(gate)
 
 # %% ../nbs/model.ipynb #fafe13e0
@@ -272,7 +272,7 @@ class Writer:
         seed: int | None = None,
         tokenizer=None,  # as in nyx.data; bytes if absent
     ) -> Iterator[str]:
-        "Yield the continuation of `prompt`, `max_new` tokens of it, as it comes; characters stay whole."
+        "Yield the continuation of `prompt`, `max_new` tokens of it, as it comes; characters stay whole. Until it ends the model is in eval mode."
         before = prompt.encode() if isinstance(prompt, str) else prompt
         if tokenizer is None and self.config.vocab_size != 256:
             raise ValueError(

@@ -534,7 +534,9 @@ def measured(*names: str, file: str = "../nbs/times.json") -> None:
     times = json.loads(path.read_text())
     machine = times["machine"]
     for name in names:
-        if name in times["notebooks"]:
+        if name not in times["notebooks"]:
+            print(f"{name:10} not measured yet")
+        else:
             t = times["notebooks"][name]
             print(f"{name:10} {t['seconds']:4.0f} s to run, {t['peak_mib'] / 1024:.1f} GiB of memory at most")
     print(f"measured on {machine['cores']} cores, {machine['architecture']}, Python {machine['python']}, torch {machine['torch']}")

@@ -17,7 +17,7 @@ from torch import Tensor
 # %% ../nbs/sampling.ipynb #37e1c772
 def apply_temperature(logits: Float[Tensor, "*b v"], temperature: float) -> Float[Tensor, "*b v"]:
     "Logits divided by a temperature above 0, the largest of them moved to 0 first, so that no temperature overflows."
-    return ((logits - logits.amax(-1, keepdim=True)).double() / temperature).to(logits.dtype)
+    return (logits - logits.amax(-1, keepdim=True)) / max(temperature, torch.finfo(logits.dtype).tiny)
 
 # %% ../nbs/sampling.ipynb #4f43cc40
 def top_k_filter(logits: Float[Tensor, "*b v"], k: int) -> Float[Tensor, "*b v"]:
@@ -52,10 +52,10 @@ class Sampling:
     min_p: float | None = None
 
     def __post_init__(self):
-        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+        if not (isinstance(self.temperature, int | float) and 0 <= self.temperature < math.inf):
             raise ValueError(f"temperature was {self.temperature}: it must be 0 (greedy) or above")
-        if self.top_k is not None and self.top_k < 1:
-            raise ValueError(f"top_k was {self.top_k}: it must be at least 1, or None to keep all")
+        if self.top_k is not None and (type(self.top_k) is not int or self.top_k < 1):
+            raise ValueError(f"top_k was {self.top_k}: it must be a whole number of at least 1, or None to keep all")
         for name, p in (("top_p", self.top_p), ("min_p", self.min_p)):
             if p is not None and not 0 < p <= 1:
                 raise ValueError(f"{name} was {p}: it must be above 0 and at most 1")

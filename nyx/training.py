@@ -2,8 +2,8 @@
 
 # %% auto #0
 __all__ = ['AT_LEAST', 'AT_MOST', 'PRECISIONS', 'TrainConfig', 'learning_rate_at', 'evaluate', 'batches_of_equal_length',
-           'Objective', 'TrainingError', 'parameter_groups', 'mixed_precision', 'Trainer', 'train_update', 'validate',
-           'write_sample', 'tokens_per_byte', 'checkpoint_state', 'restore', 'save', 'what_is_kept',
+           'Objective', 'TrainingError', 'parameter_groups', 'mixed_precision', 'Trainer', 'refuse_nan', 'train_update',
+           'validate', 'write_sample', 'tokens_per_byte', 'checkpoint_state', 'restore', 'save', 'what_is_kept',
            'stopped_by_signals', 'records', 'events', 'stopping_everywhere', 'note_best', 'keep_log']
 
 # %% ../nbs/training.ipynb #c29e60c2
@@ -130,7 +130,7 @@ def evaluate(
             )
             losses = F.cross_entropy(model(ids[:, :-1]).mT.float(), ids[:, 1:], reduction="none")
             for row, (start, stop, first) in zip(losses, batch):
-                nats += row[first - start - 1 :].double().sum().item()
+                nats += row[first - start - 1 :].cpu().double().sum().item()
                 scored += int(tokenizer.byte_lengths(tokens[first:stop]).sum())
     if rank == 0 and windows[0][0] == 0:
         nats += math.log(model.config.vocab_size)
@@ -239,6 +239,15 @@ class Trainer:
         return window_batch(self.corpus.train, starts, c.seq_len + 1).to(a.device)
 
 # %% ../nbs/training.ipynb #a87365a0
+def refuse_nan(trainer: Trainer, what: str, value: float) -> None:
+    "Stop the run before a number that is none reaches the weights."
+    if not math.isfinite(value):
+        raise TrainingError(
+            f"the {what} became {value} at update {trainer.update + 1}: the weights are those before it. {what_is_kept(trainer)} "
+            f"Try a smaller learning_rate than {trainer.config.learning_rate}, or precision float32"
+        )
+
+
 def train_update(trainer: Trainer) -> dict | None:
     "One update of the weights; returns its record, or None when the run was stopped inside it (then nothing has changed)."
     before, start, loss = random_state(), time.perf_counter(), 0.0
@@ -252,17 +261,15 @@ def train_update(trainer: Trainer) -> dict | None:
             micro_loss = trainer.objective(trainer.batch(micro))
             a.backward(micro_loss)
             loss += a.reduce(micro_loss.detach().float(), "mean").item() / c.gradient_accumulate_every
-            if not math.isfinite(loss):
-                raise TrainingError(
-                    f"the loss became {loss} at update {trainer.update + 1}: the weights are those before it. {what_is_kept(trainer)} "
-                    f"Try a smaller learning_rate than {c.learning_rate}, or precision float32"
-                )
+            refuse_nan(trainer, "loss", loss)
             if trainer.stopping and a.num_processes == 1:
                 trainer.optimizer.zero_grad()
                 set_random_state(before)
                 return None
             if a.sync_gradients:
-                norm = a.clip_grad_norm_(trainer.model.parameters(), c.clip)
+                norm = float(a.clip_grad_norm_(trainer.model.parameters(), c.clip))
+                if a.scaler is None:  # with one, a gradient too large for fp16 is skipped on purpose
+                    refuse_nan(trainer, "norm of the gradient", norm)
             trainer.optimizer.step()
             trainer.optimizer.zero_grad()
     trainer.update += 1
@@ -270,18 +277,14 @@ def train_update(trainer: Trainer) -> dict | None:
     trainer.samples += windows
     seconds = time.perf_counter() - start
     return {"event": "update", "update": trainer.update, "loss": loss, "bits_per_byte": loss / math.log(2) * tokens_per_byte(trainer), "learning_rate": rate,
-            "gradient_norm": float(norm), "tokens_per_second": windows * c.seq_len / seconds, "seconds": seconds}  # fmt: skip
+            "gradient_norm": norm, "tokens_per_second": windows * c.seq_len / seconds, "seconds": seconds}  # fmt: skip
 
 # %% ../nbs/training.ipynb #cf3a6c88
 def validate(trainer: Trainer, whole: bool = False) -> dict:
     "Bits per byte on the validation split: on the fixed sample of it, or on all of it."
-    bits = evaluate(
-        trainer.model,
-        trainer.corpus.valid,
-        trainer.corpus.tokenizer,
-        None if whole else trainer.config.validate_bytes,
-        accelerator=trainer.accelerator,
-    )
+    corpus, small = trainer.corpus, trainer.model.config.vocab_size <= 4096  # else the logits of a batch fill the memory
+    sample = None if whole else max(1, round(trainer.config.validate_bytes * tokens_per_byte(trainer)))
+    bits = evaluate(trainer.model, corpus.valid, corpus.tokenizer, sample, 8 if small else 1, trainer.accelerator)
     return {"event": "final" if whole else "validation", "update": trainer.update, "bits_per_byte": bits}
 
 
