@@ -8,6 +8,7 @@ __all__ = ['SHAPE_HELP', 'RUN_HELP', 'add_fields', 'base_parser', 'train_parser'
 
 # %% ../nbs/lib/cli.ipynb #e4b71eb1
 import argparse
+import os
 import re
 import sys
 import time
@@ -198,6 +199,9 @@ def friendly(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] |
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # whoever read our output has gone, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except TrainingError as e:
         print(f"error: {e}", file=sys.stderr)
         return 1
@@ -205,7 +209,8 @@ def friendly(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] |
         print(f"error: {e}", file=sys.stderr)
         return 2
     except (MemoryError, OverflowError, RuntimeError) as e:
-        if type(e) is RuntimeError and not re.search("memory|allocat|overflow|[Ss]torage", str(e)):
+        memory = type(e) is RuntimeError and re.search("memory|allocat|overflow|[Ss]torage", str(e))
+        if isinstance(e, RuntimeError) and not memory and not isinstance(e, torch.OutOfMemoryError):
             raise
         print("error: there is not enough memory for this: lower batch_size, seq_len, generate_length or the shape", file=sys.stderr)
         return 1
@@ -345,6 +350,8 @@ def plan_resume(flags: dict, state: dict, path: Path) -> tuple[NYXConfig, TrainC
     "The same for a run that goes on: every setting comes from the file, and typed ones must agree with it."
     if "weights" in flags:
         raise ValueError("--weights starts a new run and --checkpoint_path goes on with an old one: give one of them")
+    if "export" in flags and state["notes"]["lora"]:
+        raise ValueError("--export writes a whole model and this run trains an adapter, which is written anyway: leave it out")
     held = state["train_config"] | state["model_config"] | {"tokenizer": state["notes"]["tokenizer"]}
     held |= {f"lora_{key}": (state["notes"]["lora"] or {}).get(key) for key in ("rank", "name")}
     typed = typed_shape(flags) | {
@@ -494,6 +501,9 @@ class Report:
             f"stopped after update {r['update']:,}; go on with: python train.py --checkpoint_path {self.out_dir}/checkpoint_{r['update']}.pth"
         )
 
+    def on_skipped(self, r: dict) -> None:
+        self.say("the last scoring was skipped")
+
     def on_final(self, r: dict) -> None:
         self.say(f"done: {r['bits_per_byte']:.4f} bits per byte on the whole validation split")
 
@@ -554,7 +564,7 @@ def train(argv: Sequence[str] | None = None) -> None:
         ):
             loss_picture(trainer.out_dir / "log.jsonl", trainer.out_dir / "loss.png")
             drawn = time.monotonic()
-    if trainer.main and record["event"] == "final":
+    if trainer.main and record["event"] in ("final", "skipped"):
         finish(trainer, flags, notes, report)
 
 

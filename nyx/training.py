@@ -9,6 +9,7 @@ __all__ = ['AT_LEAST', 'AT_MOST', 'PRECISIONS', 'TrainConfig', 'learning_rate_at
 # %% ../nbs/training.ipynb #c29e60c2
 import json
 import math
+import os
 import signal
 import threading
 import time
@@ -204,11 +205,13 @@ class Trainer:
             mixed_precision=mixed_precision(config.precision),
             gradient_accumulation_steps=config.gradient_accumulate_every,
         )
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and self.accelerator.num_processes == 1:
+            raise ValueError("several processes were started and each sees only itself: without GPUs, set ACCELERATE_USE_CPU=true")
         self.model, self.corpus, self.config = model, corpus, config
         self.out_dir = None if out_dir is None else Path(out_dir)
         self.notes = notes or {}  # plain values that travel in the checkpoints
         self.update, self.samples, self.best = 0, 0, None
-        self.stopping = False
+        self.stopping = self.scoring = False  # scoring: all is saved, and only the last figure is missing
         objective = torch.compile(Objective(model)) if config.compile else Objective(model)
         optimizer = Lion(parameter_groups(model, config.weight_decay), lr=config.learning_rate)
         torch.manual_seed(config.seed + 1_000_003 * self.accelerator.process_index)
@@ -357,7 +360,7 @@ def stopped_by_signals(trainer: Trainer) -> Iterator[None]:
         return
 
     def ask(number, frame):
-        if trainer.stopping:
+        if trainer.stopping or trainer.scoring:
             raise KeyboardInterrupt
         trainer.stop()
 
@@ -410,7 +413,13 @@ def events(trainer: Trainer) -> Iterator[dict]:
             yield save(trainer)
         yield {"event": "stopped", "update": trainer.update}
     else:
-        yield validate(trainer, whole=True)
+        trainer.scoring = True
+        try:
+            record = validate(trainer, whole=True)
+        except KeyboardInterrupt:
+            record = {"event": "skipped", "update": trainer.update}
+        trainer.scoring = False
+        yield record
 
 
 def stopping_everywhere(trainer: Trainer) -> bool:
