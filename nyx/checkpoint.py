@@ -80,7 +80,7 @@ def _sync_folder(folder: Path) -> None:
         finally:
             os.close(descriptor)
 
-
+# %% ../nbs/lib/checkpoint.ipynb #aada7e13
 def atomic_write(path: Path | str, write: Callable[[BinaryIO], object]) -> None:
     """Write a file whole or not at all: `write` fills a temporary file beside it, which then takes its name.
 
@@ -136,7 +136,7 @@ def _is_text(value: Any) -> bool:
     """Whether a value is text that UTF-8 can hold; half a surrogate pair, from an odd file name, is not."""
     return type(value) is str and value.encode(errors="replace").decode() == value
 
-
+# %% ../nbs/lib/checkpoint.ipynb #3d180a76
 def _walk(value: Any, where: tuple, seen: set[int]) -> Iterator[bytes | np.ndarray]:
     """The bytes that stand for a tree, prefix-free; raises `CheckpointError` at anything a checkpoint does not hold."""
     wrong, kind = "", type(value)
@@ -174,7 +174,7 @@ def _walk(value: Any, where: tuple, seen: set[int]) -> Iterator[bytes | np.ndarr
         good = "a checkpoint holds tensors, numbers, text and None"
         raise CheckpointError(f"{where[0]}: {place or 'the state'} {wrong}; {good}.")
 
-
+# %% ../nbs/lib/checkpoint.ipynb #fad59473
 def _content_sha256(content: dict, path: Path | str) -> str:
     """The SHA-256 of a tree's content, independent of strides and of the file that holds it."""
     digest = hashlib.sha256()
@@ -220,7 +220,7 @@ _OPCODES = frozenset(
     "BINFLOAT NEWTRUE NEWFALSE NONE".split()
 )  # all that torch.save uses for a tree of tensors and plain values
 
-
+# %% ../nbs/lib/checkpoint.ipynb #0e29079a
 class _Outline(pickle.Unpickler):
     """Reads what a checkpoint claims to hold; tensors become their shapes, and no other object is ever made."""
 
@@ -254,7 +254,7 @@ class _Outline(pickle.Unpickler):
             raise zipfile.BadZipFile("a tensor reaches beyond its storage")
         return shape
 
-
+# %% ../nbs/lib/checkpoint.ipynb #a867f6fe
 def _read_outline(file: BinaryIO, path: Path | str) -> Any:
     """The tree of a checkpoint without its tensors; raises `CheckpointError` unless all of them are in the file."""
     file.seek(0)
@@ -305,7 +305,7 @@ def _load(path: Path | str, mmap: bool) -> dict:
         raise CheckpointError(f"{path} is damaged, its checksum does not match: use the checkpoint before it.")
     return content["state"]
 
-
+# %% ../nbs/lib/checkpoint.ipynb #c3ce8bca
 def load_checkpoint(path: Path | str) -> dict:
     """The state that `save_checkpoint` wrote, with every tensor on the CPU.
 
@@ -335,7 +335,7 @@ def list_checkpoints(folder: Path | str) -> list[tuple[int, Path]]:
         raise CheckpointError(f"{folder} cannot be searched ({error.strerror}): name a folder.") from None
     return sorted(((int(match[1]), Path(folder) / match[0]) for match in names), reverse=True)
 
-
+# %% ../nbs/lib/checkpoint.ipynb #49791627
 def latest_checkpoint(folder: Path | str, on_bad: Callable[[str], object] = warnings.warn) -> tuple[Path, dict] | None:
     """The newest checkpoint that can be read, as (path, state); None if there is none.
 
@@ -349,7 +349,7 @@ def latest_checkpoint(folder: Path | str, on_bad: Callable[[str], object] = warn
             on_bad(f"{error} {f'{before.name} is tried instead.' if before else 'There is none before it.'}")
     return None
 
-
+# %% ../nbs/lib/checkpoint.ipynb #59fc3534
 def prune(folder: Path | str, keep: int = 3, best: Path | str | None = None) -> list[Path]:
     """Delete all checkpoints but the newest `keep` and the `best` one; return what was deleted.
 
@@ -382,7 +382,7 @@ def _lock(file: io.TextIOWrapper) -> None:
     else:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
-
+# %% ../nbs/lib/checkpoint.ipynb #8cc31484
 class RunLock:
     """A context in which no other run can use the same folder; raises `CheckpointError` if one already does.
 
@@ -459,7 +459,7 @@ def _parse_json(data: bytes, path: Path | str, depth: int) -> dict:
         raise CheckpointError(f"{path} is not valid JSON ({error}): correct it.") from None
     return value
 
-
+# %% ../nbs/lib/checkpoint.ipynb #00885cb3
 def read_config(path: Path | str, max_bytes: int = 65536) -> dict:
     """A JSON object of settings: at most `max_bytes` long and 4 levels deep; raises `CheckpointError` otherwise."""
     with _open(path, "configuration") as file:
@@ -472,7 +472,7 @@ def read_config(path: Path | str, max_bytes: int = 65536) -> dict:
 _HEADER_LIMIT = 2**20  # bytes; thousands of tensors fit
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I8": torch.int8}
 
-
+# %% ../nbs/lib/checkpoint.ipynb #97d5b838
 def _header(file: BinaryIO, path: Path | str) -> tuple[dict[str, tuple[torch.dtype, tuple[int, ...]]], dict[str, str]]:
     """See `read_header`."""
     size = file.seek(0, io.SEEK_END)
@@ -504,7 +504,7 @@ def _header(file: BinaryIO, path: Path | str) -> tuple[dict[str, tuple[torch.dty
         raise CheckpointError(f"{path} is cut short or damaged: its tensors do not fill it exactly; {_AGAIN}.")
     return found, metadata
 
-
+# %% ../nbs/lib/checkpoint.ipynb #348c0022
 def read_header(path: Path | str) -> tuple[dict[str, tuple[torch.dtype, tuple[int, ...]]], dict[str, str]]:
     """What a safetensors file holds, as ({name: (dtype, shape)}, notes), from its header alone.
 
@@ -529,7 +529,7 @@ def save_tensors(path: Path | str, tensors: dict[str, Tensor], metadata: dict[st
 
     atomic_write(path, write)
 
-
+# %% ../nbs/lib/checkpoint.ipynb #25cb655c
 def load_tensors(
     path: Path | str, expected: Mapping[str, tuple[int, ...]], *, what: str = "weights"
 ) -> dict[str, Tensor]:
@@ -559,7 +559,7 @@ def load_tensors(
     _check_finite(tensors, path)
     return tensors
 
-
+# %% ../nbs/lib/checkpoint.ipynb #a8ae500c
 def _check_finite(tensors: dict[str, Tensor], path: Path | str) -> None:
     """Raise `CheckpointError` that names the first tensor with a value that is NaN or infinite."""
     for name, tensor in tensors.items():
@@ -595,7 +595,7 @@ def set_random_state(state: dict) -> None:
         _set_random_state(before)
         raise CheckpointError(f"The saved random state is unusable ({error}): use an older checkpoint.") from None
 
-
+# %% ../nbs/lib/checkpoint.ipynb #94732152
 def _set_random_state(state: dict) -> None:
     python, numpy = state["python"], state["numpy"]
     random.setstate((python["version"], tuple(python["words"].tolist()), python["gauss"]))

@@ -59,7 +59,7 @@ def add_fields(parser, config_class, helps: dict[str, str]) -> None:
             else f"{text} (default {defaults[name]})",
         )
 
-
+# %% ../nbs/lib/cli.ipynb #eb414dce
 def base_parser(description: str) -> argparse.ArgumentParser:
     "What both programs share."
     parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
@@ -151,7 +151,7 @@ def train_parser() -> argparse.ArgumentParser:
     )
     return parser
 
-
+# %% ../nbs/lib/cli.ipynb #cf690e21
 def test_parser() -> argparse.ArgumentParser:
     "The flags of test.py."
     parser = base_parser("Let a trained NYX write.")
@@ -231,7 +231,7 @@ def contradictions(typed: dict, held: dict, where: str) -> None:
                 f"--{name} {value} contradicts {where}, which has {name} {held[name]}: leave the flag out, or start a new run"
             )
 
-
+# %% ../nbs/lib/cli.ipynb #e8c56757
 def read_checkpoint(path: Path) -> dict:
     "A checkpoint of a training run. Raises CheckpointError unless it is whole and holds the weights that its configuration describes."
     state = load_checkpoint(path)
@@ -250,7 +250,7 @@ def read_checkpoint(path: Path) -> dict:
         raise CheckpointError(f"{path} does not hold the weights that its configuration describes: name another")
     return state
 
-
+# %% ../nbs/lib/cli.ipynb #89bbb30f
 def read_weights(path: str | Path, typed: dict) -> NYX:
     "A model from a folder of weights or from a training checkpoint; typed shape settings must agree, dropout may be chosen."
     path, fixed = Path(path), {name: value for name, value in typed.items() if "dropout" not in name}
@@ -281,7 +281,7 @@ def fits(typed: dict, config: dict) -> bool:
     "Whether a configuration agrees with the typed shape settings, dropout aside."
     return all(config[name] == value for name, value in typed.items() if "dropout" not in name)
 
-
+# %% ../nbs/lib/cli.ipynb #bb884b1e
 def find_weights(typed: dict, folder: Path) -> Path:
     "The newest checkpoint in `folder` that fits the typed shape, else the folder of weights there that fits; ValueError says what there is."
     there = []
@@ -309,7 +309,7 @@ def find_weights(typed: dict, folder: Path) -> Path:
         f"Name one of these with --weights, or train: python train.py {shape_flags(typed)}--filepath FILE (see {folder / 'README.md'})"
     )
 
-
+# %% ../nbs/lib/cli.ipynb #e6ac65c9
 def describe(config: dict) -> str:
     "A shape in a few words: the four sizes, and what else differs from the defaults."
     four = ("vocab_size", "model_dim", "layer_depth", "num_attention_heads")
@@ -345,7 +345,7 @@ def plan_new(flags: dict) -> tuple[NYXConfig | None, TrainConfig, dict]:
         }
     return shape, run, {"filepath": flags.get("filepath"), "tokenizer": flags.get("tokenizer", "bytes"), "lora": lora}
 
-
+# %% ../nbs/lib/cli.ipynb #c38d1495
 def plan_resume(flags: dict, state: dict, path: Path) -> tuple[NYXConfig, TrainConfig, dict]:
     "The same for a run that goes on: every setting comes from the file, and typed ones must agree with it."
     if "weights" in flags:
@@ -386,7 +386,7 @@ def check_data(corpus: Corpus, state: dict) -> None:
             f"({corpus.size:,} bytes, {corpus.sha256[:12]}…): to train old weights on other data, start anew with --weights"
         )
 
-
+# %% ../nbs/lib/cli.ipynb #238bc107
 def check_folder(out_dir: Path, update: int) -> None:
     "Raise ValueError if the run would write over checkpoints of another one."
     for found, path in list_checkpoints(out_dir):
@@ -507,7 +507,7 @@ class Report:
     def on_final(self, r: dict) -> None:
         self.say(f"done: {r['bits_per_byte']:.4f} bits per byte on the whole validation split")
 
-
+# %% ../nbs/lib/cli.ipynb #da2e88e5
 def clock(seconds: float) -> str:
     "Seconds as h:mm:ss."
     seconds = int(min(seconds, 10**8))
@@ -567,7 +567,7 @@ def train(argv: Sequence[str] | None = None) -> None:
     if trainer.main and record["event"] in ("final", "skipped"):
         finish(trainer, flags, notes, report)
 
-
+# %% ../nbs/lib/cli.ipynb #009d101a
 def finish(trainer: Trainer, flags: dict, notes: dict, report: Report) -> None:
     "Write what a finished run leaves behind besides its checkpoints."
     if notes["lora"]:
@@ -623,7 +623,7 @@ def write(argv: Sequence[str] | None = None) -> None:
         print(text, end="", flush=True)
     print()
 
-
+# %% ../nbs/lib/cli.ipynb #09ad9daf
 def test_main(argv: Sequence[str] | None = None) -> int:
     "The exit code of test.py."
     return friendly(write, argv)

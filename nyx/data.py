@@ -59,7 +59,7 @@ def token_ids(
         raise DataError(f"token {wrong} is outside the vocabulary: ids go from 0 to {vocab_size - 1}")
     return ids.astype(np.int64)
 
-
+# %% ../nbs/data.ipynb #a2874432
 def text_bytes(
     text: str | bytes,  # text, or bytes that are handed back as they are
 ) -> bytes:
@@ -144,7 +144,7 @@ def search_folders() -> list[Path]:
     "Folders in which files are looked for before anything is downloaded: the cache, then `$NYX_DATA`."
     return [cache_dir(), *([Path(os.environ["NYX_DATA"]).absolute()] if os.environ.get("NYX_DATA") else [])]
 
-
+# %% ../nbs/data.ipynb #0dcd78f0
 def write_atomic(path: Path, chunks: Iterable[bytes]) -> str:
     """Write `chunks` to `path` so that it is there whole or not at all, and return the SHA-256 of what was written.
 
@@ -172,7 +172,7 @@ def write_atomic(path: Path, chunks: Iterable[bytes]) -> str:
             part.unlink(missing_ok=True)
     return digest.hexdigest()
 
-
+# %% ../nbs/data.ipynb #e0d87596
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     "Hold a lock beside `path`, so that of several processes only one builds what the others wait for."
@@ -210,7 +210,7 @@ def sha256_of(chunks: Iterable[bytes]) -> str:
         digest.update(chunk)
     return digest.hexdigest()
 
-
+# %% ../nbs/data.ipynb #1c734f90
 def file_sha256(path: str | os.PathLike) -> str:
     "SHA-256 of a file, read in pieces; remembered in the cache under path, size and time of change, so computed once."
     path = Path(path).resolve()
@@ -263,7 +263,7 @@ def stored_splits(folder: Path) -> dict | None:
     whole = all((folder / f).is_file() and (folder / f).stat().st_size == size for f, size in known["bytes"].items())
     return known if whole else None
 
-
+# %% ../nbs/data.ipynb #bb2d8d1f
 def build_splits(
     folder: Path,  # where train.bin, valid.bin and info.json will lie
     documents: Callable[[], dict[str, Path | bytes]],  # gives name: file or bytes; called only if nothing is there yet
@@ -321,7 +321,7 @@ def tokens_of(data: np.ndarray, tokenizer: Tokenizer, key: str) -> np.ndarray:
                 write_atomic(path, (ids.tobytes() for ids in encode_chunks(data, tokenizer)))
     return map_bytes(path, tokenizer.dtype)
 
-
+# %% ../nbs/data.ipynb #93ffa79e
 @dataclass(frozen=True, eq=False)
 class Corpus:
     "Text as token ids, split into what is learned from and what is measured on."
@@ -351,7 +351,7 @@ def require_length(corpus: Corpus, seq_len: int) -> None:
     if valid < 2:
         raise DataError(f"{corpus.name} is too short: its validation split has {valid} tokens and needs at least 2")
 
-
+# %% ../nbs/data.ipynb #6744a76a
 def split_corpus(
     name: str,
     splits: dict[str, np.ndarray],  # "train", "valid" and perhaps "test": the raw bytes of each
@@ -391,7 +391,7 @@ def builtin_documents(files: dict[str, Path]) -> dict[str, bytes]:
     reference = "\n\n".join(topics[name] for name in sorted(topics)).encode()
     return {name: text for name, text in texts.items() if text.strip()} | {"pydoc_data.topics": reference}
 
-
+# %% ../nbs/data.ipynb #9ae70563
 def builtin_corpus(tokenizer: Tokenizer | None = None) -> Corpus:
     "The standard library of the running Python as text, about 10 MB. Whole modules validate, about 5 %."
     files, version = builtin_files(), ".".join(map(str, sys.version_info[:3]))
@@ -502,7 +502,7 @@ def stream_into(
                 raise TimeoutError(f"only {count} bytes came in {timeout:g} seconds")
             since, count = time.monotonic(), 0
 
-
+# %% ../nbs/data.ipynb #ba5bb859
 def fetch(session, url: str, part: Path, have: int, size: int, timeout: float, bar: tqdm) -> None:
     "One attempt to make `part` whole, of which `have` bytes are there. Raises `DataError` or the connection's error."
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
@@ -521,7 +521,7 @@ def fetch(session, url: str, part: Path, have: int, size: int, timeout: float, b
             bar.update(file.tell() - bar.n)
             stream_into(response, file, size, timeout, bar)
 
-
+# %% ../nbs/data.ipynb #d3632c0c
 def download(
     url: str,  # http or https
     path: str | os.PathLike,  # where the file goes
@@ -592,7 +592,7 @@ def unzip(archive: Path, member: str, path: Path, size: int, sha256: str) -> Pat
         raise DataError(f"{archive} does not hold {member} ({error}): delete it and try again") from error
     return path
 
-
+# %% ../nbs/data.ipynb #f420ab09
 DOWNLOADS = {
     "enwik8": {
         "url": "http://mattmahoney.net/dc/enwik8.zip", "file": "enwik8.zip", "size": 36_445_475,
@@ -616,7 +616,7 @@ def known_file(name: str, size: int, sha256: str) -> Path | None:
     "A file of that name in the cache or in `$NYX_DATA`, if it is the right one."
     return next((folder / name for folder in search_folders() if is_whole(folder / name, size, sha256)), None)
 
-
+# %% ../nbs/data.ipynb #f4f1efdb
 def named_corpus(name: str, tokenizer: Tokenizer) -> Corpus:
     """"enwik8" (90, 5 and 5 million bytes) or "tinyshakespeare" (its last 10 % validates): found in the cache or in
     `$NYX_DATA`, else downloaded into the cache."""
@@ -656,7 +656,7 @@ def unpacked(
                 write_atomic(target, chunks())
     return target
 
-
+# %% ../nbs/data.ipynb #63a53373
 def is_text(path: Path) -> bool:
     "Whether a file is text: not empty, UTF-8 from end to end, without NUL bytes. Read in pieces."
     decoder, size = codecs.getincrementaldecoder("utf-8")(), 0
@@ -671,7 +671,7 @@ def is_text(path: Path) -> bool:
         return False
     return size > 0
 
-
+# %% ../nbs/data.ipynb #0d40c2aa
 def folder_corpus(folder: Path, tokenizer: Tokenizer, valid_fraction: float) -> Corpus:
     "Every text file under `folder` (hidden ones aside). Whole files validate; of a single one, its end does."
     files = {}
@@ -712,7 +712,7 @@ def existing_path(source: str | os.PathLike) -> Path:
         raise DataError(f"{str(source)!r} is not there: {advice}")
     return path
 
-
+# %% ../nbs/data.ipynb #d5e1feda
 def load_corpus(
     source: str | os.PathLike | None = None,  # None: built-in; "enwik8"; "tinyshakespeare"; else a file or folder
     tokenizer: Tokenizer | None = None,  # bytes, unless another is given
@@ -756,7 +756,7 @@ GPT2_FILES = {  # file: (bytes, SHA-256), as OpenAI published them
 
 GPT2_ADDRESS = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
 
-
+# %% ../nbs/data.ipynb #abbe9cd0
 def gpt2_folder(
     folder: Path | None = None,  # look here only, and fetch nothing
 ) -> Path:
@@ -822,7 +822,7 @@ class GPT2Tokenizer:
         "How many bytes each token stands for."
         return self.lengths[token_ids(tokens, self.vocab_size)].astype(np.int64)
 
-
+# %% ../nbs/data.ipynb #b6c6635a
 def load_tokenizer(
     name: str,  # "bytes" or "gpt2"
 ) -> Tokenizer:

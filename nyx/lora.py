@@ -164,7 +164,7 @@ def _adapted(model: nn.Module, path: str) -> LoRALinear:
         model.set_submodule(path, layer)
     return layer
 
-
+# %% ../nbs/lora.ipynb #4eeeefbb
 def _active(model: nn.Module) -> list[str]:
     "The adapters that are switched on."
     return list(dict.fromkeys(name for _, layer in adapted_layers(model) for name in layer.active))

@@ -140,7 +140,7 @@ def evaluate(
         nats, scored = accelerator.reduce(torch.tensor([nats, scored], device=device), "sum").tolist()
     return nats / scored / math.log(2)
 
-
+# %% ../nbs/training.ipynb #e21d55eb
 def batches_of_equal_length(windows: list[tuple[int, int, int]], size: int) -> Iterator[list[tuple[int, int, int]]]:
     "Windows in groups of at most `size`; the shorter one at the end of a text comes alone."
     batch: list[tuple[int, int, int]] = []
@@ -250,7 +250,7 @@ def refuse_nan(trainer: Trainer, what: str, value: float) -> None:
             f"Try a smaller learning_rate than {trainer.config.learning_rate}, or precision float32"
         )
 
-
+# %% ../nbs/training.ipynb #5882beb8
 def train_update(trainer: Trainer) -> dict | None:
     "One update of the weights; returns its record, or None when the run was stopped inside it (then nothing has changed)."
     before, start, loss = random_state(), time.perf_counter(), 0.0
@@ -331,7 +331,7 @@ def restore(trainer: Trainer, state: dict) -> None:
     if len(state["random"]) == trainer.accelerator.num_processes:
         set_random_state(state["random"][trainer.accelerator.process_index])
 
-
+# %% ../nbs/training.ipynb #3f57e7e4
 def save(trainer: Trainer) -> dict:
     "Write a checkpoint, and prune older ones once it has proved readable."
     path, state = checkpoint_path(trainer.out_dir, trainer.update), checkpoint_state(trainer)
@@ -386,7 +386,7 @@ def records(trainer: Trainer) -> Iterator[dict]:
                 file.write(json.dumps(record) + "\n")
             yield record
 
-
+# %% ../nbs/training.ipynb #7d2a66e7
 def events(trainer: Trainer) -> Iterator[dict]:
     "The run itself: one record after the other."
     c = trainer.config
@@ -421,7 +421,7 @@ def events(trainer: Trainer) -> Iterator[dict]:
         trainer.scoring = False
         yield record
 
-
+# %% ../nbs/training.ipynb #fe12060b
 def stopping_everywhere(trainer: Trainer) -> bool:
     "Whether any process was asked to stop; all of them agree on the answer."
     if trainer.accelerator.num_processes == 1:
