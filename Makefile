@@ -16,7 +16,7 @@ PACKAGE := $(VENV)/.package
 export JUPYTER_PLATFORM_DIRS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help lab learn test sync export run notebooks lint format docs clean
+.PHONY: bench help lab learn test sync export run notebooks lint format docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -67,6 +67,10 @@ lint: $(PACKAGE) ## ruff over code and notebooks
 format: $(PACKAGE) ## let ruff put code in order
 	$(BIN)/ruff check --fix tools tests setup.py $(wildcard train.py test.py assets/*.py)
 	$(BIN)/ruff format tools tests setup.py $(wildcard train.py test.py assets/*.py)
+
+bench: $(PACKAGE) ## measure speed beside other libraries, in turns; writes benchmarks/results.md (about 15 minutes)
+	$(PIP) install --quiet --progress-bar off --no-deps -r benchmarks/requirements.txt
+	$(BIN)/python benchmarks/bench.py $(SECTIONS)
 
 docs: $(PACKAGE) ## build the docs into _docs/html (needs npm for the scripts that show formulas and widgets)
 	$(PIP) install --quiet --progress-bar off -r requirements.txt -r requirements-docs.txt

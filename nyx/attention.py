@@ -96,6 +96,12 @@ class KVCache:
         "Count n tokens as seen."
         self.length += n
 
+    def rewind(self, length: int) -> None:
+        "Forget all but the first `length` tokens."
+        if not 0 <= length <= self.length:
+            raise ValueError(f"length was {length}: the cache holds {self.length} tokens and can go back to 0 to {self.length}")
+        self.length = length
+
     def positions(self, n: int) -> Int[Tensor, "*b n"]:
         "Where the next n tokens stand in their texts: (n,), or (b, n) once rows differ in length."
         slots = self.length + torch.arange(n)

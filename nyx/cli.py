@@ -4,7 +4,8 @@
 __all__ = ['SHAPE_HELP', 'RUN_HELP', 'add_fields', 'base_parser', 'train_parser', 'test_parser', 'friendly', 'typed_shape',
            'contradictions', 'read_checkpoint', 'read_weights', 'restore_adapter', 'fits', 'find_weights', 'describe',
            'shape_flags', 'plan_new', 'plan_resume', 'open_checkpoint', 'check_data', 'check_folder', 'prepare',
-           'Report', 'clock', 'loss_picture', 'train', 'finish', 'set_threads', 'train_main', 'write', 'test_main']
+           'Report', 'clock', 'loss_picture', 'train', 'finish', 'set_threads', 'train_main', 'read_draft', 'write',
+           'test_main']
 
 # %% ../nbs/lib/cli.ipynb #e4b71eb1
 import argparse
@@ -21,6 +22,7 @@ import torch
 from tqdm import tqdm
 
 from .checkpoint import CheckpointError, latest_checkpoint, list_checkpoints, load_checkpoint
+from .decode import PRECISIONS
 from .data import DOWNLOADS, Corpus, DataError, load_corpus, load_tokenizer, require_length
 from .lora import add_adapter, load_adapter, save_adapter, train_adapter
 from .model import NYX, PRESETS, NYXConfig, preset, read_folder_config
@@ -135,6 +137,12 @@ def train_parser() -> argparse.ArgumentParser:
         default=argparse.SUPPRESS,
         help="compile the model first (needs a C++ compiler)",
     )
+    parser.add_argument(
+        "--activation_checkpointing",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="compute the inside of each block twice rather than keep it: less memory, a third more time",
+    )
     lora = parser.add_argument_group("fine-tuning")
     lora.add_argument(
         "--lora_rank",
@@ -185,6 +193,18 @@ def test_parser() -> argparse.ArgumentParser:
         help="draw from tokens at least P times as probable as the best",
     )
     parser.add_argument("--seed", type=int, default=None, metavar="N", help="for the same text again")
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="auto",
+        help="of the weights while writing (default auto: int8 on a CPU for large models, bf16 on a GPU that has it, else float32)",
+    )
+    parser.add_argument(
+        "--draft",
+        default=argparse.SUPPRESS,
+        metavar="WHO",
+        help='who guesses ahead: "text" looks up the text so far, a path names the weights of a smaller model (default: nobody)',
+    )
     return parser
 
 # %% ../nbs/lib/cli.ipynb #8bf765a9
@@ -326,7 +346,7 @@ def shape_flags(typed: dict) -> str:
 # %% ../nbs/lib/cli.ipynb #7971229b
 def plan_new(flags: dict) -> tuple[NYXConfig | None, TrainConfig, dict]:
     "The shape, the training settings and the notes of a new run; the shape is None if --weights decides it."
-    run = TrainConfig.from_dict({name: flags[name] for name in (*RUN_HELP, "precision", "compile") if name in flags})
+    run = TrainConfig.from_dict({name: flags[name] for name in (*RUN_HELP, "precision", "compile", "activation_checkpointing") if name in flags})
     shape = None if "weights" in flags else NYXConfig.from_dict(typed_shape(flags))
     lora = None
     if "lora_name" in flags and "lora_rank" not in flags:
@@ -352,7 +372,7 @@ def plan_resume(flags: dict, state: dict, path: Path) -> tuple[NYXConfig, TrainC
         raise ValueError("--weights starts a new run and --checkpoint_path goes on with an old one: give one of them")
     if "export" in flags and state["notes"]["lora"]:
         raise ValueError("--export writes a whole model and this run trains an adapter, which is written anyway: leave it out")
-    held = state["train_config"] | state["model_config"] | {"tokenizer": state["notes"]["tokenizer"]}
+    held = asdict(TrainConfig()) | state["train_config"] | state["model_config"] | {"tokenizer": state["notes"]["tokenizer"]}
     held |= {f"lora_{key}": (state["notes"]["lora"] or {}).get(key) for key in ("rank", "name")}
     typed = typed_shape(flags) | {
         name: value for name, value in flags.items() if name in held and name != "num_batches"
@@ -592,6 +612,13 @@ def train_main(argv: Sequence[str] | None = None) -> int:
     return friendly(train, argv)
 
 # %% ../nbs/lib/cli.ipynb #f1f99695
+def read_draft(draft: str, model: NYX) -> str | NYX:
+    "Who guesses ahead, from its flag; refused here if it cannot guess for this model."
+    who = draft if draft == "text" else read_weights(draft, {})
+    model.drafter(who)
+    return who
+
+# %% ../nbs/lib/cli.ipynb #818a83d3
 def write(argv: Sequence[str] | None = None) -> None:
     "test.py: continue a prompt, streaming to standard output."
     flags = vars(test_parser().parse_args(argv))
@@ -617,6 +644,7 @@ def write(argv: Sequence[str] | None = None) -> None:
     if tokenizer.vocab_size != model.config.vocab_size:
         sizes = f"{tokenizer.vocab_size} tokens and {path} knows {model.config.vocab_size}"
         raise ValueError(f"--tokenizer {tokenizer.name} has {sizes}: choose the one it was trained with")
+    settings |= {"precision": flags["precision"], "draft": read_draft(flags["draft"], model) if "draft" in flags else None}
     print(f"weights {path}: {describe(asdict(model.config))}", file=sys.stderr)
     print(prompt.decode(errors="replace"), end="", flush=True)
     for text in model.stream(prompt, flags["generate_length"], **settings, seed=flags["seed"], tokenizer=tokenizer):

@@ -4,7 +4,8 @@
 __all__ = ['COLOURS', 'STYLE', 'CHAPTERS', 'axes', 'to_png', 'show', 'knobs', 'slider', 'matrix', 'fan', 'clocks',
            'score_over_distance', 'rotation_knobs', 'xpos_knobs', 'attention_steps', 'memory_curve', 'readable',
            'attention_knobs', 'spectra', 'rank_knobs', 'two_curves', 'next_bytes', 'sampling_knobs', 'gate',
-           'fused_rows', 'parameter_bars', 'schedule', 'loss_curve', 'watch', 'course_map', 'measured', 'prompt_box']
+           'fused_rows', 'parameter_bars', 'roofline', 'waterfall', 'table', 'schedule', 'loss_curve', 'watch',
+           'course_map', 'measured', 'prompt_box']
 
 # %% ../nbs/lib/plot.ipynb #c8198d6d
 import base64
@@ -20,7 +21,7 @@ import ipywidgets as widgets
 import matplotlib
 import numpy as np
 import torch
-from IPython.display import display
+from IPython.display import Markdown, display
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
@@ -436,6 +437,37 @@ def parameter_bars(presets: dict, alt: str) -> None:
     ax.invert_yaxis()
     ax.legend(ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     show(figure, alt)
+
+# %% ../nbs/lib/plot.ipynb #024f1321
+def roofline(bandwidth: float, rate: float, cases: dict[str, float], alt: str) -> None:
+    "What can be reached at so many operations for each byte read: bandwidth in bytes, rate in operations a second."
+    figure, ax = axes(width=7, height=3.4)
+    intensity = np.logspace(-1, 3.5, 200)
+    ax.loglog(intensity, np.minimum(intensity * bandwidth, rate) / 1e9, color=COLOURS[2])
+    for marker, colour, (name, x) in zip("osD^v", COLOURS, cases.items()):
+        ax.loglog(x, min(x * bandwidth, rate) / 1e9, marker, color=colour, ms=8, ls="", label=name)
+    ax.set(xlabel="operations for each byte read", ylabel="billion operations a second")
+    ax.legend(loc="lower right")
+    show(figure, alt)
+
+# %% ../nbs/lib/plot.ipynb #ba67ee30
+def waterfall(predicted: dict[str, float], measured: dict[str, float], alt: str) -> None:
+    "Seconds for one byte, step by step: what was predicted, and what was measured."
+    figure, ax = axes(width=7, height=3.2)
+    places = np.arange(len(measured))
+    for shift, seconds, label, hatch, colour in ((-0.2, predicted, "predicted", "//", "white"), (0.2, measured, "measured", "", COLOURS[0])):
+        heights = [seconds[name] * 1e3 for name in measured]
+        bars = ax.bar(places + shift, heights, 0.4, color=colour, edgecolor=COLOURS[0], hatch=hatch, label=label)
+        ax.bar_label(bars, [f"{h:.3g}" for h in heights], fontsize=8)
+    ax.set(ylabel="milliseconds a byte", yscale="log", xticks=places, xticklabels=list(measured))
+    ax.margins(y=0.15)
+    ax.legend()
+    show(figure, alt)
+
+# %% ../nbs/lib/plot.ipynb #84c8db75
+def table(markdown: str) -> None:
+    "A table that is kept in a file."
+    display(Markdown(markdown))
 
 # %% ../nbs/lib/plot.ipynb #843ec3dd
 def schedule(rates: Sequence[float], alt: str) -> None:

@@ -64,6 +64,7 @@ class TrainConfig:
     seed: int = 0
     precision: str = "auto"  # bf16 on a GPU that has it, else float32
     compile: bool = False
+    activation_checkpointing: bool = False  # compute the inside of blocks twice rather than keep it
 
     def __post_init__(self):
         for name, least in AT_LEAST.items():
@@ -84,8 +85,9 @@ class TrainConfig:
                 raise ValueError(
                     f"{name} was {value!r}: it must be a number {'above' if low == 0 else 'of at least'} 0 and at most {high}"
                 )
-        if type(self.compile) is not bool:
-            raise ValueError(f"compile was {self.compile!r}: it must be True or False")
+        for name in ("compile", "activation_checkpointing"):
+            if type(getattr(self, name)) is not bool:
+                raise ValueError(f"{name} was {getattr(self, name)!r}: it must be True or False")
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision was {self.precision!r}: choose from {', '.join(PRECISIONS)}")
 
@@ -212,6 +214,7 @@ class Trainer:
         self.notes = notes or {}  # plain values that travel in the checkpoints
         self.update, self.samples, self.best = 0, 0, None
         self.stopping = self.scoring = False  # scoring: all is saved, and only the last figure is missing
+        model.activation_checkpointing = config.activation_checkpointing
         objective = torch.compile(Objective(model)) if config.compile else Objective(model)
         optimizer = Lion(parameter_groups(model, config.weight_decay), lr=config.learning_rate)
         torch.manual_seed(config.seed + 1_000_003 * self.accelerator.process_index)
@@ -253,7 +256,7 @@ def refuse_nan(trainer: Trainer, what: str, value: float) -> None:
 # %% ../nbs/training.ipynb #5882beb8
 def train_update(trainer: Trainer) -> dict | None:
     "One update of the weights; returns its record, or None when the run was stopped inside it (then nothing has changed)."
-    before, start, loss = random_state(), time.perf_counter(), 0.0
+    before, start, loss, loading = random_state(), time.perf_counter(), 0.0, 0.0
     c, a = trainer.config, trainer.accelerator
     rate = learning_rate_at(trainer.update, c)
     for group in trainer.optimizer.param_groups:
@@ -261,7 +264,10 @@ def train_update(trainer: Trainer) -> dict | None:
     trainer.model.train()
     for micro in range(c.gradient_accumulate_every):
         with a.accumulate(trainer.objective):
-            micro_loss = trainer.objective(trainer.batch(micro))
+            asked = time.perf_counter()
+            batch = trainer.batch(micro)
+            loading += time.perf_counter() - asked
+            micro_loss = trainer.objective(batch)
             a.backward(micro_loss)
             loss += a.reduce(micro_loss.detach().float(), "mean").item() / c.gradient_accumulate_every
             refuse_nan(trainer, "loss", loss)
@@ -280,7 +286,7 @@ def train_update(trainer: Trainer) -> dict | None:
     trainer.samples += windows
     seconds = time.perf_counter() - start
     return {"event": "update", "update": trainer.update, "loss": loss, "bits_per_byte": loss / math.log(2) * tokens_per_byte(trainer), "learning_rate": rate,
-            "gradient_norm": norm, "tokens_per_second": windows * c.seq_len / seconds, "seconds": seconds}  # fmt: skip
+            "gradient_norm": norm, "tokens_per_second": windows * c.seq_len / seconds, "seconds": seconds, "data_seconds": loading}  # fmt: skip
 
 # %% ../nbs/training.ipynb #cf3a6c88
 def validate(trainer: Trainer, whole: bool = False) -> dict:
