@@ -212,6 +212,18 @@ def test_all_parts_of_the_learner_together():
     assert torch.equal(found.written, expected.written)
 
 
+def test_a_part_that_is_right_alone_and_wrong_inside_is_told():
+    grouped, gated = solution("grouped_attend"), solution("gated")
+    found = check.grouped_attend(lambda *given: grouped(*given).double())
+    assert not found and "inside NYX it stopped with RuntimeError" in found.sentence
+    found = check.gated(lambda a, gate: gated(a, gate) if a.shape[-1] < 32 else 0 * a)
+    assert not found and "inside NYX the logits move by up to" in found.sentence
+    slow = check.rate_at(
+        lambda update, config: solution("rate_at")(update, config) * (1 if config.num_batches > 2 else 50)
+    )
+    assert not slow and "inside NYX two updates had losses" in slow.sentence
+
+
 def test_a_wrong_part_shows():
     still = check.rehearse(apply_rotary=lambda x, cos, sin: x)
     assert (still.logits - check.rehearse().logits).abs().max() > 1e-3
@@ -432,5 +444,5 @@ def test_a_quiz_explains_every_option(chapter):
     for question in questions:
         options = re.findall(r"<details><summary>(.+?)</summary>(.+?)</details>", question)
         assert len(options) == question.count("<details>") >= 3, question[:60]
-        assert all(len(reason.split()) >= 1 for _, reason in options)
+        assert all(len(reason.split()) >= 4 for _, reason in options)
         assert sum(reason.startswith("Yes") for _, reason in options) == 1, f"one option is right: {question[:60]}"
