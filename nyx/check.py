@@ -1344,7 +1344,10 @@ def practice(train: Callable, seed: int = 0, updates: int = UPDATES, **parts: Ca
     config = training.TrainConfig(num_batches=UPDATES, learning_rate=1e-3, warmup_batches=30, batch_size=8, seq_len=128)
 
     def write() -> str:
-        return "".join(net.stream("def ", 80, temperature=0.7, top_k=50, top_p=0.95, seed=0))
+        text = "".join(net.stream("def ", 80, temperature=0.9, top_k=50, top_p=0.95, seed=2))
+        return "".join(
+            c if c.isprintable() or c == "\n" else "·" for c in text
+        )  # an untrained model writes control characters
 
     def batches() -> Iterator[Tensor]:
         for update in range(updates):
