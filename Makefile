@@ -16,7 +16,7 @@ PACKAGE := $(VENV)/.package
 export JUPYTER_PLATFORM_DIRS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: bench help lab learn test sync export run notebooks lint format docs clean
+.PHONY: bench help lab learn test sync export run notebooks band teaching lint format docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -60,6 +60,13 @@ run: $(PACKAGE) ## execute one notebook and store its outputs: make run NB=nbs/r
 notebooks: $(PACKAGE) ## execute all notebooks and store their outputs, times measured first
 	$(BIN)/python tools/run_notebooks.py --times nbs
 	$(BIN)/python tools/run_notebooks.py nbs
+	$(BIN)/python tools/write_teaching.py
+
+band: $(PACKAGE) ## record the band of loss curves that training exercises are drawn over (a minute)
+	$(BIN)/python tools/record_band.py
+
+teaching: $(PACKAGE) ## fill in the tables of docs/teaching.md
+	$(BIN)/python tools/write_teaching.py
 
 lint: $(PACKAGE) ## ruff over code and notebooks
 	$(BIN)/ruff check .

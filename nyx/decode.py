@@ -225,7 +225,7 @@ class SmallModel:
     "Guesses drawn from a smaller model with the same tokens."
 
     def __init__(self, decoder: Decoder, most: int = 4):
-        self.decoder, self.most, self.vocab_size = decoder, most, decoder.model.config.vocab_size
+        self.decoder, self.most = decoder, most
         self.read: list[int] = []
         self.cache: KVCache | None = None
 

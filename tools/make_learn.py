@@ -3,7 +3,8 @@
     python tools/make_learn.py                    # copy what is new; never overwrite what the learner changed
     python tools/make_learn.py --chapter rotary   # start one chapter afresh; the old one is kept as rotary.old-1.ipynb
 
-A chapter that changed on both sides comes beside the learner's own as X.new.ipynb, once.
+A chapter that changed on both sides comes beside the learner's own as X.new.ipynb, once. Exercises come as stubs, their
+solutions folded away: nbs/ is the one source, and `exercises.learners_view` makes the other view of it.
 """
 
 import argparse
@@ -14,6 +15,8 @@ import shutil
 import sys
 from pathlib import Path
 
+from exercises import learners_bytes
+
 ROOT = Path(__file__).resolve().parent.parent
 MANIFEST = ".manifest.json"
 
@@ -23,6 +26,11 @@ def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def digest_of_view(source: Path) -> str:
+    """SHA-256 of what a source becomes in learn/."""
+    return hashlib.sha256(learners_bytes(source)).hexdigest()
+
+
 def sources(folder: Path) -> list[Path]:
     """Files to copy, relative to `folder`: all but hidden ones and caches."""
     files = (p.relative_to(folder) for p in sorted(folder.rglob("*")) if p.is_file())
@@ -30,10 +38,10 @@ def sources(folder: Path) -> list[Path]:
 
 
 def copy(source: Path, target: Path) -> None:
-    """Copy in one step: the target is the old file or the new one, never half of it."""
+    """Write the learner's view of `source` in one step: the target is the old file or the new one, never half of it."""
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.partial")
-    shutil.copyfile(source, partial)
+    partial.write_bytes(learners_bytes(source))
     os.replace(partial, target)
 
 
@@ -62,7 +70,7 @@ def write_manifest(learn: Path, manifest: dict[str, dict[str, str]]) -> None:
 
 def offer(source: Path, target: Path, entry: dict[str, str]) -> str | None:
     """Put a newer version beside a file that the learner changed, once; the sentence to say."""
-    now = digest(source)
+    now = digest_of_view(source)
     if now in (entry.get("copied"), entry.get("offered")):
         return None  # the course has not changed since the learner's copy, or this version was offered already
     beside = target.with_name(f"{target.stem}.new{target.suffix}")
@@ -78,14 +86,14 @@ def refresh(nbs: Path, learn: Path) -> list[str]:
     manifest, said, copied = read_manifest(learn), [], 0
     for name in sources(nbs):
         source, target, entry = nbs / name, learn / name, manifest.setdefault(name.as_posix(), {})
-        untouched = target.exists() and digest(target) in (entry.get("copied"), digest(source))
+        untouched = target.exists() and digest(target) in (entry.get("copied"), digest_of_view(source))
         if target.exists() and not untouched:
             said += filter(None, [offer(source, target, entry)])
             continue
-        if not target.exists() or digest(target) != digest(source):
+        if not target.exists() or digest(target) != digest_of_view(source):
             copy(source, target)
             copied += 1
-        manifest[name.as_posix()] = {"copied": digest(source)}
+        manifest[name.as_posix()] = {"copied": digest_of_view(source)}
     write_manifest(learn, manifest)
     return said + [f"learn/ is up to date: {copied} file(s) copied."]
 
@@ -97,12 +105,12 @@ def renew(nbs: Path, learn: Path, chapter: str) -> list[str]:
         known = ", ".join(sorted(p.stem for p in nbs.glob("*.ipynb")))
         raise SystemExit(f"There is no chapter {chapter!r}; the chapters are {known}.")
     source, target, said = nbs / name, learn / name, []
-    if target.exists() and digest(target) != digest(source):
+    if target.exists() and digest(target) != digest_of_view(source):
         kept = free_name(target, "old")
         shutil.copy2(target, kept)
         said.append(f"Your {target.name} is kept as {kept.name}.")
     copy(source, target)
-    write_manifest(learn, read_manifest(learn) | {name.as_posix(): {"copied": digest(source)}})
+    write_manifest(learn, read_manifest(learn) | {name.as_posix(): {"copied": digest_of_view(source)}})
     return [*said, f"{target.name} is fresh."]
 
 
