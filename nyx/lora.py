@@ -236,8 +236,8 @@ def load_adapter(model: nn.Module, path: str | Path, name: str | None = None) ->
         targets = [Target(str(p), str(part), int(start), int(stop)) for p, part, start, stop in settings["targets"]]
         rank, alpha, dropout = int(settings["rank"]), float(settings["alpha"]), float(settings["dropout"])
         name = str(settings["name"]) if name is None else name
-    except (KeyError, TypeError, ValueError) as e:
-        raise CheckpointError(f"{path} is a damaged adapter file: {e!r} in its settings") from None
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as e:
+        raise CheckpointError(f"{path} is a damaged adapter file: {e!r:.200} in its settings") from None
     expected = {}
     for target in targets:
         try:

@@ -13,9 +13,10 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, fields
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,7 @@ from torch import Tensor, nn
 from nyx.checkpoint import (
     RunLock, atomic_write, checkpoint_path, latest_checkpoint, prune, random_state, save_checkpoint, set_random_state,
 )  # fmt: skip
-from .data import Corpus, Tokenizer, eval_windows, window_batch, window_starts
+from .data import Corpus, Tokenizer, eval_windows, release, window_batch, window_starts
 from .model import NYX, evaluating
 
 # %% ../nbs/training.ipynb #72eed967
@@ -120,12 +121,12 @@ def evaluate(
 
     The very first token has nothing before it and is charged ln(vocabulary), what it costs to know nothing.
     """
-    windows = list(eval_windows(len(tokens), sample=sample))
     rank, world = (0, 1) if accelerator is None else (accelerator.process_index, accelerator.num_processes)
+    mine = islice(eval_windows(len(tokens), sample=sample), rank, None, world)
     device = next(model.parameters()).device
     nats, scored = 0.0, 0
     with evaluating(model), nullcontext() if accelerator is None else accelerator.autocast():
-        for batch in batches_of_equal_length(windows[rank::world], batch_size):
+        for batch in batches_of_equal_length(mine, batch_size):
             ids = torch.from_numpy(np.stack([tokens[start:stop] for start, stop, _ in batch]).astype(np.int64)).to(
                 device
             )
@@ -133,7 +134,8 @@ def evaluate(
             for row, (start, stop, first) in zip(losses, batch):
                 nats += row[first - start - 1 :].cpu().double().sum().item()
                 scored += int(tokenizer.byte_lengths(tokens[first:stop]).sum())
-    if rank == 0 and windows[0][0] == 0:
+            release(tokens)
+    if rank == 0 and next(eval_windows(len(tokens), sample=sample))[0] == 0:
         nats += math.log(model.config.vocab_size)
         scored += int(tokenizer.byte_lengths(tokens[:1]).sum())
     if world > 1:
@@ -141,7 +143,7 @@ def evaluate(
     return nats / scored / math.log(2)
 
 # %% ../nbs/training.ipynb #e21d55eb
-def batches_of_equal_length(windows: list[tuple[int, int, int]], size: int) -> Iterator[list[tuple[int, int, int]]]:
+def batches_of_equal_length(windows: Iterable[tuple[int, int, int]], size: int) -> Iterator[list[tuple[int, int, int]]]:
     "Windows in groups of at most `size`; the shorter one at the end of a text comes alone."
     batch: list[tuple[int, int, int]] = []
     for window in windows:
