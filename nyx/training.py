@@ -3,8 +3,8 @@
 # %% auto #0
 __all__ = ['AT_LEAST', 'AT_MOST', 'PRECISIONS', 'TrainConfig', 'learning_rate_at', 'evaluate', 'batches_of_equal_length',
            'Objective', 'TrainingError', 'parameter_groups', 'mixed_precision', 'Trainer', 'refuse_nan', 'train_update',
-           'validate', 'write_sample', 'tokens_per_byte', 'checkpoint_state', 'restore', 'save', 'what_is_kept',
-           'stopped_by_signals', 'records', 'events', 'stopping_everywhere', 'note_best', 'keep_log']
+           'validate', 'write_sample', 'tokens_per_byte', 'checkpoint_state', 'restore', 'restore_momenta', 'save',
+           'what_is_kept', 'stopped_by_signals', 'records', 'events', 'stopping_everywhere', 'note_best', 'keep_log']
 
 # %% ../nbs/training.ipynb #c29e60c2
 import json
@@ -30,7 +30,7 @@ from lion_pytorch import Lion
 from torch import Tensor, nn
 
 from nyx.checkpoint import (
-    RunLock, atomic_write, checkpoint_path, latest_checkpoint, prune, random_state, save_checkpoint, set_random_state,
+    CheckpointError, RunLock, atomic_write, checkpoint_path, latest_checkpoint, prune, random_state, save_checkpoint, set_random_state,
 )  # fmt: skip
 from .data import Corpus, Tokenizer, eval_windows, release, window_batch, window_starts
 from .model import NYX, evaluating
@@ -327,11 +327,23 @@ def restore(trainer: Trainer, state: dict) -> None:
     "Go on from a checkpoint of a run with the same settings (`num_batches` may differ)."
     trainer.update, trainer.samples, trainer.best = state["update"], state["samples"], state["best"]
     trainer.model.load_state_dict(state["model"])
-    trainer.optimizer.load_state_dict(state["optimizer"])
+    restore_momenta(trainer.optimizer, state)
     if trainer.accelerator.scaler is not None and state["scaler"] is not None:
         trainer.accelerator.scaler.load_state_dict(state["scaler"])
     if len(state["random"]) == trainer.accelerator.num_processes:
         set_random_state(state["random"][trainer.accelerator.process_index])
+
+# %% ../nbs/training.ipynb #c41f9e08
+def restore_momenta(optimizer: torch.optim.Optimizer, state: dict) -> None:
+    "Take the momenta from a checkpoint; every setting is that of the run. CheckpointError if they do not fit the weights."
+    try:
+        optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": optimizer.state_dict()["param_groups"]})
+        weights = [p for group in optimizer.param_groups for p in group["params"]]
+        fit = state["update"] == 0 or all(optimizer.state[p]["exp_avg"].shape == p.shape for p in weights)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as e:
+        raise CheckpointError(f"the checkpoint's optimizer is unusable ({e!r:.100}): use an older one") from None
+    if not fit:
+        raise CheckpointError("the checkpoint's momenta have other shapes than its weights: use an older one")
 
 # %% ../nbs/training.ipynb #3f57e7e4
 def save(trainer: Trainer) -> dict:
