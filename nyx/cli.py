@@ -262,7 +262,7 @@ def read_checkpoint(path: Path) -> dict:
                 restore_adapter(model, state)
         shapes = [{name: tuple(t.shape) for name, t in tensors.items()} for tensors in (model.state_dict(), state["model"])]
         whole = is_sound(state) and shapes[0] == shapes[1]
-    except (KeyError, TypeError, ValueError, AttributeError) as e:
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as e:
         raise CheckpointError(f"{path} is no checkpoint of a training run ({e}): name another") from None
     if not whole:
         raise CheckpointError(f"{path} does not hold the weights and values that its configuration describes: name another")
