@@ -45,7 +45,7 @@ def pytest_collection_modifyitems(items) -> None:
     """At night properties run too, with more examples."""
     if settings.get_current_profile_name() == "nightly":
         for item in items:
-            if getattr(item.obj, "is_hypothesis_test", False):
+            if getattr(getattr(item, "obj", None), "is_hypothesis_test", False):
                 item.add_marker(pytest.mark.nightly)
 
 
