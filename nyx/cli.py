@@ -255,7 +255,7 @@ def read_checkpoint(path: Path) -> dict:
     "A checkpoint of a training run. Raises CheckpointError unless it is whole and holds the weights that its configuration describes."
     state = load_checkpoint(path)
     try:
-        config, _ = NYXConfig.from_dict(state["model_config"]), TrainConfig.from_dict(state["train_config"])
+        config, run = NYXConfig.from_dict(state["model_config"]), TrainConfig.from_dict(state["train_config"])
         with torch.device("meta"):
             model = NYX(config)
             if state["notes"]["lora"]:
@@ -266,7 +266,7 @@ def read_checkpoint(path: Path) -> dict:
         raise CheckpointError(f"{path} is no checkpoint of a training run ({e}): name another") from None
     if not whole:
         raise CheckpointError(f"{path} does not hold the weights and values that its configuration describes: name another")
-    return state
+    return state | {"model_config": asdict(config), "train_config": asdict(run)}  # whole, should an older NYX have had fewer settings
 
 # %% ../nbs/lib/cli.ipynb #89bbb30f
 def read_weights(path: str | Path, typed: dict) -> NYX:

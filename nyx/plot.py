@@ -528,7 +528,8 @@ def pipeline(grid: Sequence[Sequence[int]], alt: str) -> None:
         ax.add_patch(matplotlib.patches.Rectangle((turn, machine), 1, 1, facecolor=colour, edgecolor="white", hatch="" if micro >= 0 else "//"))
         if micro:
             ax.text(turn + 0.5, machine + 0.5, abs(micro), ha="center", va="center", fontsize=8)
-    ax.set(xticks=range(0, len(grid[0]) + 1, 2), xlim=(0, len(grid[0])), ylim=(len(grid), 0), xlabel="turn (plain forward, hatched backward)", ylabel="machine", yticks=[])
+    ax.set(xticks=range(0, len(grid[0]) + 1, 2), xlim=(0, len(grid[0])), xlabel="turn (plain forward, hatched backward)")
+    ax.set(yticks=[], ylim=(len(grid), 0), ylabel="machine")
     ax.grid(False)
     show(figure, alt)
 

@@ -674,6 +674,17 @@ def test_a_checkpoint_with_one_strange_value_is_refused(template, corpus_cache, 
     assert done.code == 2 and re.search("checkpoint|random state", done.err) and not (tmp_path / "new").exists(), done
 
 
+def test_a_checkpoint_of_a_run_with_fewer_settings_goes_on(template, corpus_cache, tmp_path, monkeypatch):
+    """An older NYX had fewer settings; what it did not know has its default."""
+    monkeypatch.setenv("NYX_CACHE", str(corpus_cache))
+    shutil.copy(template / "text.txt", tmp_path)
+    state = load_checkpoint(template / "run" / "checkpoint_2.pth")
+    del state["train_config"]["keep"], state["model_config"]["ff_dropout"]
+    save_checkpoint(tmp_path / "checkpoint_2.pth", state)
+    argv = ["--checkpoint_path", "checkpoint_2.pth", "--num_batches", "3", "--keep", "3", "--out_dir", "new"]
+    assert called("train.py", tmp_path, argv).code == 0
+
+
 def test_a_prompt_of_a_megabyte_is_refused_at_once(template):
     argv = ["--sample_prompt", "To be " * 170_000, "--weights", "good", "--generate_length", "1"]
     done = called("test.py", template, argv)
