@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 os.environ["NYX_TYPECHECK"] = ""  # signatures as they are written, not as they are checked
 
-LESSONS = ["data", "rotary", "attention", "lora", "model", "training", "sampling"]
+LESSONS = ["data", "rotary", "attention", "lora", "model", "training", "sampling", "scale"]
 TAGS = {"hide": "remove-cell", "default_exp": "remove-cell", "code-fold": "hide-input", "hide_input": "remove-input"}
 
 project = "NYX"

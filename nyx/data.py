@@ -6,10 +6,10 @@ __all__ = ['DOWNLOADS', 'ENWIK8', 'GPT2_FILES', 'GPT2_ADDRESS', 'DataError', 'to
            'read_chunks', 'sha256_of', 'file_sha256', 'split_hash', 'split_documents', 'fingerprint', 'stored_splits',
            'build_splits', 'map_bytes', 'release', 'tokens_of', 'Corpus', 'require_length', 'split_corpus',
            'builtin_files', 'builtin_documents', 'builtin_corpus', 'scramble', 'window_starts', 'window_start',
-           'window_batch', 'bits_per_byte', 'eval_windows', 'stream_into', 'fetch', 'download', 'unzip', 'is_whole',
-           'known_file', 'named_corpus', 'unpacked', 'is_text', 'folder_corpus', 'file_corpus', 'existing_path',
-           'load_corpus', 'VocabularyUnavailable', 'gpt2_folder', 'GPT2Tokenizer', 'load_tokenizer', 'safe_cut',
-           'encode_chunks']
+           'window_batch', 'bits_per_byte', 'eval_windows', 'stream_into', 'follow', 'fetch', 'download', 'unzip',
+           'is_whole', 'known_file', 'named_corpus', 'unpacked', 'is_text', 'folder_corpus', 'file_corpus',
+           'existing_path', 'load_corpus', 'VocabularyUnavailable', 'gpt2_folder', 'GPT2Tokenizer', 'load_tokenizer',
+           'safe_cut', 'encode_chunks']
 
 # %% ../nbs/data.ipynb #b3ed9a6d
 import codecs
@@ -30,8 +30,10 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol, runtime_checkable
+from urllib.parse import urljoin
 
 import numpy as np
 import torch
@@ -50,6 +52,8 @@ def token_ids(
     vocab_size: int,  # ids from 0 to vocab_size - 1 are allowed
 ) -> np.ndarray:  # the same numbers as a flat int64 array
     "Check token ids and hand them back as a flat array. Raises `DataError` for an id outside the vocabulary."
+    if isinstance(tokens, Tensor) and tokens.is_floating_point():
+        raise DataError(f"tokens must be whole numbers, got a tensor of {tokens.dtype}")
     ids = tokens.detach().cpu().numpy() if isinstance(tokens, Tensor) else np.asarray(tokens)
     ids = ids.reshape(-1) if ids.size else np.zeros(0, np.int64)
     if ids.dtype.kind not in "iu":
@@ -333,11 +337,16 @@ class Corpus:
     sha256: str  # of the raw text
     test: np.ndarray | None = None  # token ids of a third split, where the corpus has one
 
-    @property
+    @cached_property
     def valid_bytes(self) -> int:
         "How many bytes the tokens of the validation split stand for."
-        parts = (self.valid[i:i + 2**20] for i in range(0, len(self.valid), 2**20))
-        return sum(int(self.tokenizer.byte_lengths(part).sum()) for part in parts)
+        if self.tokenizer.name == "bytes":
+            return len(self.valid)
+        count = 0
+        for i in range(0, len(self.valid), 2**20):
+            count += int(self.tokenizer.byte_lengths(self.valid[i:i + 2**20]).sum())
+            release(self.valid)
+        return count
 
 
 def require_length(corpus: Corpus, seq_len: int) -> None:
@@ -502,11 +511,29 @@ def stream_into(
                 raise TimeoutError(f"only {count} bytes came in {timeout:g} seconds")
             since, count = time.monotonic(), 0
 
+# %% ../nbs/data.ipynb #5e1d0f4a
+def follow(session, url: str, headers: dict[str, str], timeout: float, redirects: int = 5):
+    "The answer to a GET after at most five redirects, whose bodies are never read: one of them might not end."
+    from requests import Request
+
+    for _ in range(redirects + 1):
+        request = session.prepare_request(Request("GET", url, headers))
+        settings = session.merge_environment_settings(url, {}, True, None, None)  # proxies and certificates
+        response = session.get_adapter(url).send(request, timeout=timeout, **settings)
+        if not response.is_redirect:
+            return response
+        response.close()
+        try:
+            url = urljoin(url, response.headers["Location"])
+        except ValueError as error:
+            raise ConnectionError(f"it redirects to no address ({error})") from error
+    raise ConnectionError("it redirects in circles")
+
 # %% ../nbs/data.ipynb #ba5bb859
 def fetch(session, url: str, part: Path, have: int, size: int, timeout: float, bar: tqdm) -> None:
     "One attempt to make `part` whole, of which `have` bytes are there. Raises `DataError` or the connection's error."
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
-    with session.get(url, headers=headers, stream=True, timeout=timeout) as response:
+    with follow(session, url, headers, timeout) as response:
         span = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
         resumed = response.status_code == 206 and span is not None and int(span[1]) == have
         if response.status_code == 416 or (response.status_code == 206 and not resumed):
@@ -515,8 +542,8 @@ def fetch(session, url: str, part: Path, have: int, size: int, timeout: float, b
         if response.status_code not in (200, 206):
             raise ConnectionError(f"the server answered {response.status_code} {response.reason}")
         told = span[2] if resumed else response.headers.get("Content-Length", "*")
-        if told != "*" and int(told) != size:
-            raise DataError(f"{response.url} has {int(told):,} bytes and should have {size:,}: it is another file")
+        if told.strip() not in ("*", str(size)):
+            raise DataError(f"{response.url} has {told} bytes and should have {size}: it is another file")
         with open(part, "ab" if resumed else "wb") as file:
             bar.update(file.tell() - bar.n)
             stream_into(response, file, size, timeout, bar)
@@ -544,7 +571,6 @@ def download(
     with locked(path), requests.Session() as session:
         if is_whole(path, size, sha256):
             return path
-        session.max_redirects = 5
         with tqdm(total=size, unit="B", unit_scale=True, desc=path.name, disable=not progress) as bar:
             for _ in range(attempts):
                 if (have := part.stat().st_size if part.exists() else 0) == size:
@@ -555,8 +581,8 @@ def download(
                     problem = error
         have = part.stat().st_size if part.exists() else 0
         if have != size:
-            reasons = {requests.TooManyRedirects: "it redirects in circles", requests.Timeout: "no answer in time",
-                       requests.ConnectionError: "the connection failed", type(None): "the connection closed early"}
+            reasons = {requests.Timeout: "no answer in time", requests.ConnectionError: "the connection failed",
+                       type(None): "the connection closed early"}
             reason = next((text for kind, text in reasons.items() if isinstance(problem, kind)), str(problem))
             raise DataError(f"{url} could not be fetched whole ({reason}): {have:,} of {size:,} bytes are here, "
                             "and a later try continues from there")

@@ -135,8 +135,8 @@ def add_adapter(
         raise ValueError("adapters are merged into the weights: unmerge_adapters first")
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout was {dropout}: it must be at least 0 and below 1")
-    if not (math.isfinite(alpha) and alpha > 0):
-        raise ValueError(f"alpha was {alpha}: it must be above 0")
+    if not (isinstance(alpha, int | float) and 0 < alpha <= 1e6):
+        raise ValueError(f"alpha was {alpha}: it must be above 0 and at most a million")
     if not targets or len({target[:2] for target in targets}) < len(targets):
         raise ValueError("targets must name at least one linear layer, and each part of it once")
     if wrong := [target.part for target in targets if not re.fullmatch(r"[\w-]+", target.part)]:
@@ -160,7 +160,7 @@ def _place(model: nn.Module, target: Target, rank: int) -> tuple[int, int]:
     start, stop = target.start, layer.out_features if target.stop is None else target.stop
     if not 0 <= start < stop <= layer.out_features:
         raise ValueError(f"rows {start} to {stop} of {target.path!r} do not exist: it has {layer.out_features}")
-    if not 1 <= rank <= min(stop - start, layer.in_features):
+    if not (type(rank) is int and 1 <= rank <= min(stop - start, layer.in_features)):
         raise ValueError(
             f"rank was {rank}: {target.path!r} ({target.part}) takes 1 to {min(stop - start, layer.in_features)}"
         )
@@ -233,7 +233,8 @@ def save_adapter(model: nn.Module, name: str, path: str | Path) -> None:
     }
     tensors = {f"{t.path}:{t.part}.{m}": getattr(part, m).detach() for t, part in parts.items() for m in ("down", "up")}
     first = next(iter(parts.values()))
-    settings = {"name": name, "rank": first.rank, "alpha": first.alpha, "dropout": first.dropout.p, "targets": list(parts)}
+    rows = {t.path: model.get_submodule(t.path).out_features for t in parts}
+    settings = {"name": name, "rank": first.rank, "alpha": first.alpha, "dropout": first.dropout.p, "targets": list(parts), "rows": rows}
     save_tensors(path, tensors, {"format": "nyx-lora", "settings": json.dumps(settings)})
 
 # %% ../nbs/lora.ipynb #53f810a0
@@ -246,16 +247,19 @@ def load_adapter(model: nn.Module, path: str | Path, name: str | None = None) ->
         settings = json.loads(metadata["settings"])
         targets = [Target(str(p), str(part), int(start), int(stop)) for p, part, start, stop in settings["targets"]]
         rank, alpha, dropout = int(settings["rank"]), float(settings["alpha"]), float(settings["dropout"])
+        rows = dict(settings.get("rows", {}))  # of the layers it was made for
         name = str(settings["name"]) if name is None else name
-    except (KeyError, TypeError, ValueError) as e:
-        raise CheckpointError(f"{path} is a damaged adapter file: {e!r} in its settings") from None
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError, AttributeError) as e:
+        raise CheckpointError(f"{path} is a damaged adapter file: {e!r:.200} in its settings") from None
     expected = {}
     for target in targets:
         try:
             start, stop = _place(model, target, rank)
         except ValueError as e:
             raise CheckpointError(f"{path} was made for another model: {e}") from None
-        columns = model.get_submodule(target.path).in_features
+        columns, have = model.get_submodule(target.path).in_features, model.get_submodule(target.path).out_features
+        if rows.get(target.path, have) != have:
+            raise CheckpointError(f"{path} was made for another model: there {target.path!r} has {rows[target.path]} rows, here {have}")
         expected |= {
             f"{target.path}:{target.part}.down": (rank, columns),
             f"{target.path}:{target.part}.up": (stop - start, rank),

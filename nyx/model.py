@@ -102,12 +102,12 @@ class NYXConfig:
         for name in ("attn_dropout", "ff_dropout"):
             if not (isinstance(getattr(self, name), int | float) and 0 <= getattr(self, name) < 1):
                 raise ValueError(f"{name} was {getattr(self, name)!r}: it must be at least 0 and below 1")
-        if not (isinstance(self.rotary_base, int | float) and 1 < self.rotary_base < math.inf):
-            raise ValueError(f"rotary_base was {self.rotary_base!r}: it must be a number above 1")
+        if not (isinstance(self.rotary_base, int | float) and 1 < self.rotary_base <= 1e12):
+            raise ValueError(f"rotary_base was {self.rotary_base!r}: it must be a number above 1, at most 1e12")
         if self.xpos_scale_base is not None:
-            if not (isinstance(self.xpos_scale_base, int | float) and 1 <= self.xpos_scale_base < math.inf):
+            if not (isinstance(self.xpos_scale_base, int | float) and 1 <= self.xpos_scale_base <= 1e12):
                 raise ValueError(
-                    f"xpos_scale_base was {self.xpos_scale_base!r}: it must be a number of at least 1, or None"
+                    f"xpos_scale_base was {self.xpos_scale_base!r}: it must be a number from 1 to 1e12, or None"
                 )
 
     @property
@@ -130,7 +130,7 @@ class NYXConfig:
     @classmethod
     def from_dict(cls, values: dict) -> "NYXConfig":
         "From plain values, such as a config.json. Unknown fields raise ValueError."
-        unknown = sorted(set(values) - {f.name for f in fields(cls)})
+        unknown = sorted({str(name) for name in values} - {f.name for f in fields(cls)})
         if unknown:
             raise ValueError(
                 f"unknown settings {', '.join(unknown)}: a NYXConfig has {', '.join(f.name for f in fields(cls))}"
@@ -188,9 +188,11 @@ class Transformer(nn.Module):
         return self.norm(x)
 
     def embed(self, tokens: Int[Tensor, "b n"]) -> Float[Tensor, "b n c"]:
-        "The vectors of the tokens. Raises ValueError for an empty sequence, and (on the CPU) for tokens that do not exist."
-        if tokens.numel() == 0:
-            raise ValueError(f"the tokens have shape {tuple(tokens.shape)}: give at least one")
+        "The vectors of the tokens. Raises ValueError for what are no (b, n) tokens, and (on the CPU) for tokens that do not exist."
+        if tokens.dim() != 2 or tokens.numel() == 0 or tokens.dtype not in (torch.int64, torch.int32):
+            raise ValueError(
+                f"the tokens are {tokens.dtype} of shape {tuple(tokens.shape)}: give int64 of shape (b, n), at least one"
+            )
         try:
             return self.embedding(tokens)
         except IndexError:
@@ -209,11 +211,11 @@ class Transformer(nn.Module):
 
     def loss(self, tokens: Int[Tensor, "b n"]) -> Float[Tensor, ""]:
         "Mean cross-entropy, in nats, of each token given those before it; n must be at least 2. Every token counts, 0 too."
-        if tokens.shape[-1] < 2:
+        if tokens.dim() != 2 or tokens.shape[1] < 2:
             raise ValueError(
                 f"the tokens have shape {tuple(tokens.shape)}: a loss needs at least 2 in each row, one to predict from"
             )
-        x, targets = self.hidden(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten()
+        x, targets = self.hidden(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten().long()
         rows = max(1, LOGITS // self.config.vocab_size)
         try:
             if len(x) <= rows:
@@ -339,7 +341,7 @@ class Writer:
         draft: "str | NYX | None" = None,
     ) -> Iterator[str]:
         "Yield the continuation of `prompt`, `max_new` tokens of it, as it comes; characters stay whole. Until it ends the model is in eval mode."
-        before = prompt.encode() if isinstance(prompt, str) else prompt
+        before = prompt.encode(errors="surrogateescape") if isinstance(prompt, str) else prompt
         if tokenizer is None and self.config.vocab_size != 256:
             raise ValueError(
                 f"this model's vocabulary is {self.config.vocab_size}, not bytes: pass the tokenizer it was trained with"

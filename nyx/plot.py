@@ -4,14 +4,15 @@
 __all__ = ['COLOURS', 'STYLE', 'CHAPTERS', 'axes', 'to_png', 'show', 'knobs', 'slider', 'matrix', 'fan', 'clocks',
            'score_over_distance', 'rotation_knobs', 'xpos_knobs', 'attention_steps', 'memory_curve', 'readable',
            'attention_knobs', 'spectra', 'rank_knobs', 'two_curves', 'next_bytes', 'sampling_knobs', 'gate',
-           'fused_rows', 'parameter_bars', 'roofline', 'waterfall', 'table', 'schedule', 'loss_curve', 'watch',
-           'course_map', 'measured', 'prompt_box']
+           'fused_rows', 'parameter_bars', 'roofline', 'waterfall', 'table', 'schedule', 'loss_curve', 'watch', 'ring',
+           'pipeline', 'memory_bars', 'course_map', 'measured', 'prompt_box']
 
 # %% ../nbs/lib/plot.ipynb #c8198d6d
 import base64
 import io
 import itertools
 import json
+import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from html import escape
@@ -535,6 +536,47 @@ def _loss_alt(records: Sequence[dict]) -> str:
         f"Bits per byte from {updates[0]['bits_per_byte']:.1f} at the first update to {updates[-1]['bits_per_byte']:.1f} "
         f"at update {updates[-1]['update']}, for training and validation."
     )
+
+# %% ../nbs/lib/plot.ipynb #9f20c1ab
+def ring(steps: Sequence, alt: str) -> None:
+    "What each machine (a row) holds of each piece (a column) after each step of a ring."
+    figure, axs = axes(len(steps), width=2.0 * len(steps), height=1.9)
+    whole = max(value for row in steps[-1] for value in row)
+    for i, (ax, step) in enumerate(zip(axs, steps)):
+        matrix(ax, np.log10(step), f"after step {i}" if i else "at first", form="", low=0, high=math.log10(whole))
+        for (r, piece), value in np.ndenumerate(np.array(step)):
+            dark = math.log10(value) < 0.55 * math.log10(whole)
+            ax.text(piece, r, value, ha="center", va="center", color="white" if dark else "black", fontsize=9)
+        ax.set(xticks=[], yticks=range(len(step)), ylabel="" if i else "machine")
+    show(figure, alt)
+
+# %% ../nbs/lib/plot.ipynb #9f20c1ac
+def pipeline(grid: Sequence[Sequence[int]], alt: str) -> None:
+    "Which micro-batch each machine (a row) works on at each turn: positive forward, negative backward, 0 idle."
+    figure, ax = axes(width=9, height=0.45 * len(grid) + 0.6)
+    for (machine, turn), micro in np.ndenumerate(np.array(grid)):
+        colour = "#eeeeee" if micro == 0 else COLOURS[5] if micro > 0 else COLOURS[1]
+        ax.add_patch(matplotlib.patches.Rectangle((turn, machine), 1, 1, facecolor=colour, edgecolor="white", hatch="" if micro >= 0 else "//"))
+        if micro:
+            ax.text(turn + 0.5, machine + 0.5, abs(micro), ha="center", va="center", fontsize=8)
+    ax.set(xticks=range(0, len(grid[0]) + 1, 2), xlim=(0, len(grid[0])), xlabel="turn (plain forward, hatched backward)")
+    ax.set(yticks=[], ylim=(len(grid), 0), ylabel="machine")
+    ax.grid(False)
+    show(figure, alt)
+
+# %% ../nbs/lib/plot.ipynb #9f20c1ad
+def memory_bars(ways: dict[str, tuple[float, float]], limit: float, alt: str) -> None:
+    "State and activations, in bytes, of each way to train, beside what one machine has."
+    figure, ax = axes(width=8, height=0.24 * len(ways) + 0.8)
+    for y, (state, activations) in enumerate(ways.values()):
+        ax.barh(y, state / 1e9, color=COLOURS[5], edgecolor="white", label=None if y else "state")
+        ax.barh(y, activations / 1e9, left=state / 1e9, color=COLOURS[1], hatch="//", edgecolor="white", label=None if y else "activations")
+    ax.axvline(limit / 1e9, color=COLOURS[2], ls="--", lw=1)
+    ax.set_yticks(range(len(ways)), list(ways), fontsize=8)
+    ax.set(xscale="log", xlim=(0.02, None), xlabel="GB for each machine; dashed: 80 GB")
+    ax.invert_yaxis()
+    ax.legend(ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    show(figure, alt)
 
 # %% ../nbs/lib/plot.ipynb #8d3139fa
 CHAPTERS = {

@@ -17,7 +17,8 @@ from torch import Tensor
 # %% ../nbs/sampling.ipynb #37e1c772
 def apply_temperature(logits: Float[Tensor, "*b v"], temperature: float) -> Float[Tensor, "*b v"]:
     "Logits divided by a temperature above 0, the largest of them moved to 0 first, so that no temperature overflows."
-    return (logits - logits.amax(-1, keepdim=True)) / max(temperature, torch.finfo(logits.dtype).tiny)
+    limits = torch.finfo(logits.dtype)
+    return (logits - logits.amax(-1, keepdim=True)) / min(max(temperature, limits.tiny), limits.max)
 
 # %% ../nbs/sampling.ipynb #4f43cc40
 def top_k_filter(logits: Float[Tensor, "*b v"], k: int) -> Float[Tensor, "*b v"]:
@@ -33,6 +34,7 @@ def top_p_filter(logits: Float[Tensor, "*b v"], p: float) -> Float[Tensor, "*b v
     ordered, index = logits.sort(dim=-1, descending=True)
     probabilities = ordered.softmax(-1)
     held_before = probabilities.cumsum(-1) - probabilities  # by the more probable ones
+    p = max(p, torch.finfo(logits.dtype).tiny)  # a smaller p would round to 0, and even the best be dropped
     dropped = held_before >= p  # in sorted order; back to that of the vocabulary:
     return logits.masked_fill(torch.zeros_like(dropped).scatter(-1, index, dropped), -math.inf)
 
@@ -52,12 +54,12 @@ class Sampling:
     min_p: float | None = None
 
     def __post_init__(self):
-        if not (isinstance(self.temperature, int | float) and 0 <= self.temperature < math.inf):
-            raise ValueError(f"temperature was {self.temperature}: it must be 0 (greedy) or above")
+        if not (isinstance(self.temperature, int | float) and 0 <= self.temperature <= 1e308):
+            raise ValueError(f"temperature was {self.temperature}: it must be 0 (greedy) or above, at most 1e308")
         if self.top_k is not None and (type(self.top_k) is not int or self.top_k < 1):
             raise ValueError(f"top_k was {self.top_k}: it must be a whole number of at least 1, or None to keep all")
         for name, p in (("top_p", self.top_p), ("min_p", self.min_p)):
-            if p is not None and not 0 < p <= 1:
+            if p is not None and not (isinstance(p, int | float) and 0 < p <= 1):
                 raise ValueError(f"{name} was {p}: it must be above 0 and at most 1")
 
     def probabilities(self, logits: Float[Tensor, "*b v"]) -> Float[Tensor, "*b v"]:
@@ -122,12 +124,15 @@ def check_request(prompt: Int[Tensor, "b n"], max_new: int, lengths: Int[Tensor,
     "Raise ValueError for a request that no model could answer."
     if prompt.numel() == 0:
         raise ValueError("the prompt was empty: give at least one token to begin with")
-    if seed is not None and not 0 <= seed < 2**63:
-        raise ValueError(f"seed was {seed}: it must be from 0 to 2^63 - 1")
-    if not 1 <= max_new <= 10**9:
+    if prompt.dim() != 2:
+        raise ValueError(f"the prompt has shape {tuple(prompt.shape)}: give (b, n), one row for each text")
+    if seed is not None and not (type(seed) is int and 0 <= seed < 2**63):
+        raise ValueError(f"seed was {seed}: it must be a whole number from 0 to 2^63 - 1")
+    if not (type(max_new) is int and 1 <= max_new <= 10**9):
         raise ValueError(f"max_new was {max_new}: ask for 1 to a billion new tokens")
     if lengths is not None and not (
-        len(lengths) == len(prompt) and ((1 <= lengths) & (lengths <= prompt.shape[1])).all()
+        not lengths.is_floating_point() and lengths.shape == prompt.shape[:1]
+        and ((1 <= lengths) & (lengths <= prompt.shape[1])).all()
     ):
         raise ValueError(
             f"lengths was {lengths.tolist()}: give one for each of {len(prompt)} prompts, from 1 to {prompt.shape[1]}"

@@ -3,8 +3,8 @@
 # %% auto #0
 __all__ = ['AT_LEAST', 'AT_MOST', 'PRECISIONS', 'TrainConfig', 'learning_rate_at', 'evaluate', 'batches_of_equal_length',
            'Objective', 'TrainingError', 'parameter_groups', 'mixed_precision', 'Trainer', 'refuse_nan', 'train_update',
-           'validate', 'write_sample', 'tokens_per_byte', 'checkpoint_state', 'restore', 'save', 'what_is_kept',
-           'stopped_by_signals', 'records', 'events', 'stopping_everywhere', 'note_best', 'keep_log']
+           'validate', 'write_sample', 'tokens_per_byte', 'checkpoint_state', 'restore', 'restore_momenta', 'save',
+           'what_is_kept', 'stopped_by_signals', 'records', 'events', 'stopping_everywhere', 'note_best', 'keep_log']
 
 # %% ../nbs/training.ipynb #c29e60c2
 import json
@@ -13,9 +13,10 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, fields
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -29,9 +30,9 @@ from lion_pytorch import Lion
 from torch import Tensor, nn
 
 from nyx.checkpoint import (
-    RunLock, atomic_write, checkpoint_path, latest_checkpoint, prune, random_state, save_checkpoint, set_random_state,
+    CheckpointError, RunLock, atomic_write, checkpoint_path, latest_checkpoint, prune, random_state, save_checkpoint, set_random_state,
 )  # fmt: skip
-from .data import Corpus, Tokenizer, eval_windows, window_batch, window_starts
+from .data import Corpus, Tokenizer, eval_windows, release, window_batch, window_starts
 from .model import NYX, evaluating
 
 # %% ../nbs/training.ipynb #72eed967
@@ -122,12 +123,12 @@ def evaluate(
 
     The very first token has nothing before it and is charged ln(vocabulary), what it costs to know nothing.
     """
-    windows = list(eval_windows(len(tokens), sample=sample))
     rank, world = (0, 1) if accelerator is None else (accelerator.process_index, accelerator.num_processes)
+    mine = islice(eval_windows(len(tokens), sample=sample), rank, None, world)
     device = next(model.parameters()).device
     nats, scored = 0.0, 0
     with evaluating(model), nullcontext() if accelerator is None else accelerator.autocast():
-        for batch in batches_of_equal_length(windows[rank::world], batch_size):
+        for batch in batches_of_equal_length(mine, batch_size):
             ids = torch.from_numpy(np.stack([tokens[start:stop] for start, stop, _ in batch]).astype(np.int64)).to(
                 device
             )
@@ -135,7 +136,8 @@ def evaluate(
             for row, (start, stop, first) in zip(losses, batch):
                 nats += row[first - start - 1 :].cpu().double().sum().item()
                 scored += int(tokenizer.byte_lengths(tokens[first:stop]).sum())
-    if rank == 0 and windows[0][0] == 0:
+            release(tokens)
+    if rank == 0 and next(eval_windows(len(tokens), sample=sample))[0] == 0:
         nats += math.log(model.config.vocab_size)
         scored += int(tokenizer.byte_lengths(tokens[:1]).sum())
     if world > 1:
@@ -143,7 +145,7 @@ def evaluate(
     return nats / scored / math.log(2)
 
 # %% ../nbs/training.ipynb #e21d55eb
-def batches_of_equal_length(windows: list[tuple[int, int, int]], size: int) -> Iterator[list[tuple[int, int, int]]]:
+def batches_of_equal_length(windows: Iterable[tuple[int, int, int]], size: int) -> Iterator[list[tuple[int, int, int]]]:
     "Windows in groups of at most `size`; the shorter one at the end of a text comes alone."
     batch: list[tuple[int, int, int]] = []
     for window in windows:
@@ -331,11 +333,23 @@ def restore(trainer: Trainer, state: dict) -> None:
     "Go on from a checkpoint of a run with the same settings (`num_batches` may differ)."
     trainer.update, trainer.samples, trainer.best = state["update"], state["samples"], state["best"]
     trainer.model.load_state_dict(state["model"])
-    trainer.optimizer.load_state_dict(state["optimizer"])
+    restore_momenta(trainer.optimizer, state)
     if trainer.accelerator.scaler is not None and state["scaler"] is not None:
         trainer.accelerator.scaler.load_state_dict(state["scaler"])
     if len(state["random"]) == trainer.accelerator.num_processes:
         set_random_state(state["random"][trainer.accelerator.process_index])
+
+# %% ../nbs/training.ipynb #c41f9e08
+def restore_momenta(optimizer: torch.optim.Optimizer, state: dict) -> None:
+    "Take the momenta from a checkpoint; every setting is that of the run. CheckpointError if they do not fit the weights."
+    try:
+        optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": optimizer.state_dict()["param_groups"]})
+        weights = [p for group in optimizer.param_groups for p in group["params"]]
+        fit = state["update"] == 0 or all(optimizer.state[p]["exp_avg"].shape == p.shape for p in weights)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as e:
+        raise CheckpointError(f"the checkpoint's optimizer is unusable ({e!r:.100}): use an older one") from None
+    if not fit:
+        raise CheckpointError("the checkpoint's momenta have other shapes than its weights: use an older one")
 
 # %% ../nbs/training.ipynb #3f57e7e4
 def save(trainer: Trainer) -> dict:

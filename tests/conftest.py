@@ -10,6 +10,7 @@ os.environ["NYX_TYPECHECK"] = "1"  # before nyx is imported: its functions hold 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).resolve().parent.parent
 GUARD = ROOT / "tests" / "guard"
@@ -17,6 +18,35 @@ sys.path.insert(0, str(GUARD))
 import sitecustomize  # noqa: F401 - what guards the processes guards this one too
 
 KEPT = ("PATH", "LANG", "LC_ALL", "TMPDIR", "SYSTEMROOT", "NYX_DATA", "TIKTOKEN_CACHE_DIR", "LD_LIBRARY_PATH")
+
+COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]}
+settings.register_profile("quick", derandomize=True, database=None, **COMMON)
+settings.register_profile("nightly", print_blob=True, **COMMON)
+EXAMPLES: dict[str, int] = {}  # how many each property is given in a nightly run
+
+
+def tries(quick: int, nightly: int):
+    """How many examples a property is given: few in every run, the same each time; many at night, new each time."""
+
+    def decorate(test):
+        EXAMPLES[test.__name__] = nightly
+        at_night = settings.get_current_profile_name() == "nightly"
+        return settings(max_examples=nightly if at_night else quick)(test)
+
+    return decorate
+
+
+def pytest_configure(config) -> None:
+    settings.load_profile("nightly" if config.getoption("markexpr") == "nightly" else "quick")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items) -> None:
+    """At night properties run too, with more examples."""
+    if settings.get_current_profile_name() == "nightly":
+        for item in items:
+            if getattr(getattr(item, "obj", None), "is_hypothesis_test", False):
+                item.add_marker(pytest.mark.nightly)
 
 
 @pytest.fixture
