@@ -249,8 +249,8 @@ def read_checkpoint(path: Path) -> dict:
         trained = [p.shape for group in parameter_groups(model, 0.0) for p in group["params"]]
         sound = all(bool(torch.isfinite(t).all()) for t in (*state["model"].values(), *momenta))
         _ = state["notes"]["tokenizer"], state["notes"]["filepath"], state["data"]["sha256"], state["data"]["size"], state["optimizer"], state["random"]
-        whole = type(state["update"]) is int and type(state["samples"]) is int and shapes[0] == shapes[1]
-        whole = whole and ([t.shape for t in momenta] == trained or (state["update"] == 0 and not momenta)) and state["processes"] > 0
+        whole = all(type(state[name]) is int for name in ("update", "samples", "processes")) and state["processes"] > 0
+        whole = whole and shapes[0] == shapes[1] and ([t.shape for t in momenta] == trained or (state["update"] == 0 and not momenta))
     except (KeyError, TypeError, ValueError, AttributeError) as e:
         raise CheckpointError(f"{path} is no checkpoint of a training run ({e}): name another") from None
     if not sound:
