@@ -448,7 +448,7 @@ def records(trainer: Trainer) -> Iterator[dict]:
         return
     with RunLock(trainer.out_dir), stopped_by_signals(trainer), failures_explained(trainer):
         log = trainer.out_dir / "log.jsonl"
-        keep_log(log, trainer.update)
+        keep_log(log, trainer.update, trainer.config.num_batches)
         for record in events(trainer):
             with open(log, "a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
@@ -506,16 +506,17 @@ def note_best(trainer: Trainer, record: dict) -> None:
         trainer.best = {"update": record["update"], "bits_per_byte": record["bits_per_byte"]}
 
 
-def keep_log(path: Path, update: int) -> None:
-    "Of an earlier log, keep what happened up to `update`: the rest will happen again."
+def keep_log(path: Path, update: int, end: int) -> None:
+    "Of an earlier log, keep what happened up to `update`: the rest will happen again, and so will the scoring at the `end`."
     if path.exists():
-        records = [line for line in path.read_text(encoding="utf-8").splitlines() if _update_of(line) <= update]
+        records = [line for line in path.read_text(encoding="utf-8").splitlines() if _update_of(line, end) <= update]
         atomic_write(path, lambda file: file.write("".join(line + "\n" for line in records).encode()))
 
 
-def _update_of(line: str) -> float:
-    "The update that a line of a log speaks of; infinity for a line cut short."
+def _update_of(line: str, end: int) -> float:
+    "The update that a line of a log speaks of; infinity for a line cut short, and for the scoring at the `end`, which comes last."
     try:
-        return json.loads(line)["update"]
+        record = json.loads(line)
+        return math.inf if record["event"] in ("final", "skipped") and record["update"] == end else record["update"]
     except (ValueError, KeyError, TypeError):
         return math.inf

@@ -203,6 +203,13 @@ def test_more_batches_may_be_asked_for(call, folder, ended):
     assert load_checkpoint(folder / "run" / "checkpoint_6.pth")["train_config"]["num_batches"] == 6
 
 
+def test_a_run_that_was_over_tells_its_end_once(call, folder, ended):
+    assert call("train.py", *GO_ON).code == 0
+    assert [r["update"] for r in log_of(folder / "run", "final")] == [4]
+    assert call("train.py", *GO_ON, "--num_batches", 6).code == 0
+    assert [r["update"] for r in log_of(folder / "run", "final")] == [4, 6]
+
+
 def test_typed_settings_that_agree_are_welcome(call, folder, ended):
     done = call("train.py", *GO_ON, *flags(RUN, SHAPE, num_batches=5, lora_rank=None))
     assert done.code == 0, done.err
