@@ -9,6 +9,7 @@ import sys
 from dataclasses import asdict, replace
 
 import pytest
+import safetensors.torch
 import torch
 from programs import RUN, SHAPE, Done, call, environment, flags, folder, log_of, same, small_model, write_text
 from test_resume import KINDS, LEARN, what_matters, without_times
@@ -302,6 +303,29 @@ def test_a_configuration_that_is_a_memory_bomb_is_refused_before_memory_is_spent
     done = subprocess.run(code, cwd=folder, env=env, capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout.split() == ["2", "2", "2"], done.stderr
     assert len(re.findall(r"error: bomb/model.safetensors does not fit", done.stderr)) == 3, done.stderr
+
+
+STRANGE = {
+    "a tensor too many": (lambda t, c: t.update(extra=torch.ones(5)), "not expected 'extra'"),
+    "a tensor too few": (lambda t, c: t.pop("norm.weight"), "missing 'norm.weight'"),
+    "a tensor of another shape": (lambda t, c: t.update({"norm.weight": torch.ones(5)}), "of another shape 'norm.weight'"),
+    "NaN": (lambda t, c: t.update({"norm.weight": poisoned(t["norm.weight"])}), "NaN or infinite"),
+    "an unknown setting": (lambda t, c: c.update(run_this="rm"), "unknown settings run_this"),
+    "an absurd setting": (lambda t, c: c.update(layer_depth=10**9), "layer_depth was 1000000000"),
+}  # fmt: skip
+
+
+def test_strange_weights_are_refused(call, folder):
+    for name, (change, words) in STRANGE.items():
+        tensors, config = dict(small_model().state_dict()), asdict(small_model().config)
+        change(tensors, config)
+        (folder / name).mkdir()
+        safetensors.torch.save_file(tensors, folder / name / "model.safetensors")
+        (folder / name / "config.json").write_text(json.dumps(config))
+        for line in (["test.py", "--sample_prompt", "a"], ["train.py", *flags(RUN, out_dir="new")]):
+            done = call(*line, "--weights", name)
+            assert done.code == 2 and words in done.err and "Traceback" not in done.err, (name, done)
+    assert not (folder / "new").exists()
 
 
 def test_an_adapter_that_does_not_fit_leaves_the_model_alone(folder):
