@@ -152,11 +152,11 @@ from nyx.training import Objective
 shape, batch, n = json.loads(sys.argv[1])
 objective = Objective(NYX(NYXConfig(**shape)))
 objective(torch.zeros(1, 9, dtype=torch.long)).backward()
-counted = activation_bytes(objective, batch, n)
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 before = peak()
 loss = objective(torch.randint(256, (batch, n)))
-print(counted, peak() - before)
+taken = peak() - before
+print(activation_bytes(objective, batch, n), taken)
 """
 
 
