@@ -16,10 +16,10 @@ PACKAGE := $(VENV)/.package
 export JUPYTER_PLATFORM_DIRS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: bench help lab learn test sync export run notebooks band teaching lint format docs clean
+.PHONY: bench help lab learn test test-nightly sync export run notebooks band teaching lint format docs clean
 
 help: ## list the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-11s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 $(ENV): requirements.txt constraints.txt
 	@$(PYTHON) -c "import sys; v = sys.version_info; v >= (3, 11) or sys.exit('NYX needs Python 3.11 to 3.13, and $(PYTHON) is %d.%d. Name another: make PYTHON=python3.12 ...' % v[:2])"
@@ -46,6 +46,9 @@ test: $(PACKAGE) ## prove everything: nyx/ in sync, every cell of every notebook
 	$(BIN)/python tools/check_sync.py
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --do_print
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests $(PYTEST_FLAGS)
+
+test-nightly: $(PACKAGE) ## the long tests that `make test` leaves out: many kills, many examples
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -m nightly $(PYTEST_FLAGS)
 
 sync: $(PACKAGE) ## check that nyx/ is exactly what the notebooks export
 	$(BIN)/python tools/check_sync.py

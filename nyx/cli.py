@@ -3,9 +3,10 @@
 # %% auto #0
 __all__ = ['SHAPE_HELP', 'RUN_HELP', 'LONGEST_PROMPT', 'add_fields', 'base_parser', 'train_parser', 'test_parser', 'friendly',
            'typed_shape', 'contradictions', 'is_sound', 'is_unicode', 'read_checkpoint', 'read_weights',
-           'restore_adapter', 'fits', 'find_weights', 'describe', 'shape_flags', 'plan_new', 'plan_resume',
-           'open_checkpoint', 'check_data', 'check_folder', 'prepare', 'Report', 'clock', 'loss_picture', 'train',
-           'finish', 'set_threads', 'train_main', 'read_draft', 'write', 'test_main']
+           'restore_adapter', 'fits', 'find_weights', 'describe', 'shape_flags', 'plan_new', 'plan_resume', 'processes',
+           'tell_of_processes', 'open_checkpoint', 'check_data', 'check_folder', 'prepare', 'refuse_beyond_memory',
+           'Report', 'clock', 'loss_picture', 'train', 'finish', 'set_threads', 'train_main', 'read_draft', 'write',
+           'test_main']
 
 # %% ../nbs/lib/cli.ipynb #e4b71eb1
 import argparse
@@ -27,7 +28,9 @@ from .data import DOWNLOADS, Corpus, DataError, load_corpus, load_tokenizer, req
 from .lora import add_adapter, load_adapter, save_adapter, train_adapter
 from .model import NYX, PRESETS, NYXConfig, preset, read_folder_config
 from .sampling import Sampling
-from .training import TrainConfig, Trainer, TrainingError
+from .memory import free_memory, require_memory
+from .sharding import is_sharded, whole_model
+from .training import TrainConfig, Trainer, TrainingError, for_processes, parameter_groups
 
 # %% ../nbs/lib/cli.ipynb #da13cbcf
 SHAPE_HELP = {
@@ -278,11 +281,17 @@ def read_checkpoint(path: Path) -> dict:
         with torch.device("meta"):
             model = NYX(config)
             if state["notes"]["lora"]:
-                restore_adapter(model, state)
-        shapes = [{name: tuple(t.shape) for name, t in tensors.items()} for tensors in (model.state_dict(), state["model"])]
-        whole = is_sound(state) and shapes[0] == shapes[1]
+                train_adapter(model, restore_adapter(model, state))
+        shapes = [{name: (t.shape, t.dtype) for name, t in tensors.items()} for tensors in (model.state_dict(), state["model"])]
+        momenta = [slot["exp_avg"] for slot in state["optimizer"]["state"].values()]
+        trained = [p.shape for group in parameter_groups(model, 0.0) for p in group["params"]]
+        sound = all(bool(torch.isfinite(t).all()) for t in (*state["model"].values(), *momenta))
+        whole = is_sound(state) and type(state["processes"]) is int and state["processes"] > 0 and shapes[0] == shapes[1]
+        whole = whole and ([t.shape for t in momenta] == trained or (state["update"] == 0 and not momenta))
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as e:
         raise CheckpointError(f"{path} is no checkpoint of a training run ({e}): name another") from None
+    if not sound:
+        raise CheckpointError(f"{path} has weights or momenta that are NaN or infinite: use an older checkpoint")
     if not whole:
         raise CheckpointError(f"{path} does not hold the weights and values that its configuration describes: name another")
     return state | {"model_config": asdict(config), "train_config": asdict(run)}  # whole, should an older NYX have had fewer settings
@@ -295,9 +304,11 @@ def read_weights(path: str | Path, typed: dict) -> NYX:
     if path.is_dir() or not (path.suffix == ".pth" or path.exists()):
         config = asdict(read_folder_config(path))
         contradictions(fixed, config, str(path))
-        model = NYX(NYXConfig.from_dict(config | dropout))
-        model.load_state_dict(NYX.from_pretrained(path).state_dict())
-        return model
+        weights = NYX.from_pretrained(path).state_dict()
+        with torch.device("meta"):
+            model = NYX(NYXConfig.from_dict(config | dropout))
+        model.load_state_dict(weights, assign=True)
+        return model.requires_grad_(True)
     state = read_checkpoint(path)
     contradictions(fixed, state["model_config"], str(path))
     model = NYX(NYXConfig.from_dict(state["model_config"] | dropout))
@@ -394,14 +405,31 @@ def plan_resume(flags: dict, state: dict, path: Path) -> tuple[NYXConfig, TrainC
     typed = typed_shape(flags) | {
         name: value for name, value in flags.items() if name in held and name != "num_batches"
     }
-    contradictions(typed, held, str(path))
-    settings = state["train_config"] | {"num_batches": flags.get("num_batches", state["train_config"]["num_batches"])}
+    settings = asdict(for_processes(TrainConfig.from_dict(state["train_config"]), state["processes"], processes()))
+    contradictions(typed, held | {"gradient_accumulate_every": settings["gradient_accumulate_every"]}, str(path))
+    settings |= {"num_batches": flags.get("num_batches", settings["num_batches"])}
     if settings["num_batches"] < state["update"]:
         raise ValueError(
             f"--num_batches {settings['num_batches']} contradicts {path}, which has {state['update']} updates behind it already"
         )
     notes = state["notes"] | ({"filepath": flags["filepath"]} if "filepath" in flags else {})
     return NYXConfig.from_dict(state["model_config"]), TrainConfig.from_dict(settings), notes
+
+# %% ../nbs/lib/cli.ipynb #3f0be599
+def processes() -> int:
+    "How many processes take part in the run, as torchrun says."
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def tell_of_processes(state: dict) -> None:
+    "Warn, once, when a run goes on with another number of processes than it had."
+    if state["processes"] != processes() and os.environ.get("RANK", "0") == "0":
+        share = for_processes(TrainConfig.from_dict(state["train_config"]), state["processes"], processes())
+        warnings.warn(
+            f"the run had {state['processes']} processes and goes on with {processes()}: gradient_accumulate_every is now "
+            f"{share.gradient_accumulate_every}, so that the updates stay the same",
+            stacklevel=2,
+        )
 
 # %% ../nbs/lib/cli.ipynb #3f290423
 def open_checkpoint(path: Path) -> tuple[Path, dict]:
@@ -460,6 +488,8 @@ def prepare(flags: dict) -> tuple[Trainer, dict]:
         there = next(p for p in (place, *place.resolve().parents) if p.exists())
         if not there.is_dir():
             raise ValueError(f"--{name} was {place}, and {there.name} is a file: name a folder")
+    if shape is not None:
+        refuse_beyond_memory(shape)
     torch.manual_seed(run.seed)
     model = read_weights(flags["weights"], typed_shape(flags)) if shape is None else NYX(shape)
     if corpus.tokenizer.vocab_size != model.config.vocab_size:
@@ -477,9 +507,18 @@ def prepare(flags: dict) -> tuple[Trainer, dict]:
             restore_adapter(model, state)
         train_adapter(model, notes["lora"]["name"])
     trainer = Trainer(model, corpus, run, out_dir, notes)
+    if notes["lora"] and is_sharded(model):
+        raise ValueError("--lora_rank does not go with FSDP: an adapter needs so little memory that data parallelism does")
     if state is not None:
+        tell_of_processes(state)
         trainer.resume(state)
     return trainer, notes
+
+
+def refuse_beyond_memory(shape: NYXConfig) -> None:
+    "Raise `TooLittleMemory` when the weights of a shape do not fit, before they are made."
+    advice = {"weights": f"lower model_dim from {shape.model_dim} or layer_depth from {shape.layer_depth}"}
+    require_memory({"weights": 4 * shape.parameters}, free_memory(), advice)
 
 # %% ../nbs/lib/cli.ipynb #cdc64176
 class Report:
@@ -601,20 +640,25 @@ def train(argv: Sequence[str] | None = None) -> None:
         if record["event"] in ("final", "stopped", "checkpoint") or (
             record["event"] == "validation" and time.monotonic() - drawn > 20
         ):
-            loss_picture(trainer.out_dir / "log.jsonl", trainer.out_dir / "loss.png")
+            try:
+                loss_picture(trainer.out_dir / "log.jsonl", trainer.out_dir / "loss.png")
+            except OSError as e:  # a picture is no reason to end a run
+                warnings.warn(f"{trainer.out_dir / 'loss.png'} could not be drawn ({e.strerror})", stacklevel=2)
             drawn = time.monotonic()
-    if trainer.main and record["event"] in ("final", "skipped"):
-        finish(trainer, flags, notes, report)
+    if record["event"] in ("final", "skipped"):
+        with whole_model(trainer.model) as model:
+            if trainer.main:
+                finish(trainer, model, flags, notes, report)
 
 # %% ../nbs/lib/cli.ipynb #009d101a
-def finish(trainer: Trainer, flags: dict, notes: dict, report: Report) -> None:
+def finish(trainer: Trainer, model: NYX, flags: dict, notes: dict, report: Report) -> None:
     "Write what a finished run leaves behind besides its checkpoints."
     if notes["lora"]:
         path = trainer.out_dir / f"{notes['lora']['name']}.safetensors"
-        save_adapter(trainer.model, notes["lora"]["name"], path)
+        save_adapter(model, notes["lora"]["name"], path)
         report.say(f"wrote the adapter {path}")
     if "export" in flags:
-        trainer.model.save_pretrained(flags["export"])
+        model.save_pretrained(flags["export"])
         report.say(f"wrote {flags['export']}/config.json and model.safetensors")
 
 

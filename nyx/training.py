@@ -2,20 +2,22 @@
 
 # %% auto #0
 __all__ = ['AT_LEAST', 'AT_MOST', 'PRECISIONS', 'TrainConfig', 'learning_rate_at', 'evaluate', 'batches_of_equal_length',
-           'Objective', 'TrainingError', 'parameter_groups', 'mixed_precision', 'Trainer', 'refuse_nan', 'train_update',
-           'validate', 'write_sample', 'tokens_per_byte', 'checkpoint_state', 'restore', 'restore_momenta', 'save',
-           'what_is_kept', 'stopped_by_signals', 'records', 'events', 'stopping_everywhere', 'note_best', 'keep_log']
+           'Objective', 'TrainingError', 'parameter_groups', 'mixed_precision', 'Trainer', 'refuse_beyond_memory',
+           'for_processes', 'refuse_nan', 'train_update', 'validate', 'write_sample', 'tokens_per_byte',
+           'checkpoint_state', 'restore', 'restore_momenta', 'save', 'what_is_kept', 'stopped_by_signals',
+           'failures_explained', 'records', 'events', 'stopping_everywhere', 'note_best', 'keep_log']
 
 # %% ../nbs/training.ipynb #c29e60c2
 import json
 import math
 import os
+import re
 import signal
 import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import islice
 from pathlib import Path
 
@@ -24,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import gather_object
+from accelerate.utils import DistributedType, gather_object
 from jaxtyping import Float, Int
 from lion_pytorch import Lion
 from torch import Tensor, nn
@@ -33,7 +35,9 @@ from nyx.checkpoint import (
     CheckpointError, RunLock, atomic_write, checkpoint_path, latest_checkpoint, prune, random_state, save_checkpoint, set_random_state,
 )  # fmt: skip
 from .data import Corpus, Tokenizer, eval_windows, release, window_batch, window_starts
+from .memory import activation_bytes, free_memory, require_memory
 from .model import NYX, evaluating
+from .sharding import gather, scatter, scatter_optimizer, whole_model
 
 # %% ../nbs/training.ipynb #72eed967
 AT_LEAST = {"num_batches": 1, "batch_size": 1, "gradient_accumulate_every": 1, "seq_len": 1, "validate_every": 1, "validate_bytes": 1, "generate_every": 1,
@@ -217,7 +221,9 @@ class Trainer:
         self.update, self.samples, self.best = 0, 0, None
         self.stopping = self.scoring = False  # scoring: all is saved, and only the last figure is missing
         model.activation_checkpointing = config.activation_checkpointing
-        objective = torch.compile(Objective(model)) if config.compile else Objective(model)
+        objective = Objective(model)
+        refuse_beyond_memory(self, objective)
+        objective = torch.compile(objective) if config.compile else objective
         optimizer = Lion(parameter_groups(model, config.weight_decay), lr=config.learning_rate)
         torch.manual_seed(config.seed + 1_000_003 * self.accelerator.process_index)
         self.objective, self.optimizer = self.accelerator.prepare(objective, optimizer)
@@ -245,6 +251,34 @@ class Trainer:
         first = self.samples + (micro * a.num_processes + a.process_index) * c.batch_size
         starts = window_starts(c.seed, first, c.batch_size, len(self.corpus.train), c.seq_len + 1)
         return window_batch(self.corpus.train, starts, c.seq_len + 1).to(a.device)
+
+# %% ../nbs/training.ipynb #ab0189fa
+def refuse_beyond_memory(trainer: Trainer, objective: nn.Module) -> None:
+    "Raise `TooLittleMemory` when training would take more than is free, naming the setting to lower. The weights are here already."
+    c, a, weights = trainer.config, trainer.accelerator, list(trainer.model.parameters())
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if a.device.type == "cpu" else 1  # processes that share this memory
+    shares = a.num_processes if a.distributed_type == DistributedType.FSDP else 1
+    buckets = 2 if a.num_processes > shares else 1  # data parallelism sends gradients from a second copy
+    trained = sum(p.nbytes for p in weights if p.requires_grad)
+    needs = {
+        "weights": sum(p.nbytes for p in weights if p.device != a.device) // shares,
+        "gradients": buckets * trained // shares, "momentum": trained // shares,
+        "activations": activation_bytes(objective, c.batch_size, c.seq_len + 1, a.autocast()),
+    }  # fmt: skip
+    shape = f"lower model_dim from {trainer.model.config.model_dim} or layer_depth from {trainer.model.config.layer_depth}, or train an adapter (lora_rank)"
+    batch = f"lower batch_size from {c.batch_size}, and raise gradient_accumulate_every from {c.gradient_accumulate_every} to make up for it"
+    advice = dict.fromkeys(needs, shape) | {"activations": batch if c.batch_size > 1 else f"lower seq_len from {c.seq_len}"}
+    free = free_memory(a.device)
+    require_memory({name: here * size for name, size in needs.items()}, free, advice)
+
+# %% ../nbs/training.ipynb #a67e60ee
+def for_processes(config: TrainConfig, before: int, now: int) -> TrainConfig:
+    "The settings with which `now` processes make the same updates as `before` did: the micro-batches of each are shared out anew."
+    micro = config.gradient_accumulate_every * before
+    if micro % now:
+        fitting = ", ".join(str(n) for n in range(1, micro + 1) if micro % n == 0)
+        raise ValueError(f"each update of this run has {micro} micro-batches, which {now} processes cannot share evenly: start {fitting} processes")
+    return replace(config, gradient_accumulate_every=micro // now)
 
 # %% ../nbs/training.ipynb #a87365a0
 def refuse_nan(trainer: Trainer, what: str, value: float) -> None:
@@ -295,18 +329,19 @@ def validate(trainer: Trainer, whole: bool = False) -> dict:
     "Bits per byte on the validation split: on the fixed sample of it, or on all of it."
     corpus, small = trainer.corpus, trainer.model.config.vocab_size <= 4096  # else the logits of a batch fill the memory
     sample = None if whole else max(1, round(trainer.config.validate_bytes * tokens_per_byte(trainer)))
-    bits = evaluate(trainer.model, corpus.valid, corpus.tokenizer, sample, 8 if small else 1, trainer.accelerator)
+    with whole_model(trainer.model) as model:
+        bits = evaluate(model, corpus.valid, corpus.tokenizer, sample, 8 if small else 1, trainer.accelerator)
     return {"event": "final" if whole else "validation", "update": trainer.update, "bits_per_byte": bits}
 
 
-def write_sample(trainer: Trainer) -> dict:
-    "A text that the model writes after a prompt from the validation split, another one each time."
+def write_sample(trainer: Trainer, model: NYX) -> dict:
+    "A text that the model (the trainer's, whole) writes after a prompt from the validation split, another one each time."
     c, valid = trainer.config, trainer.corpus.valid
     start = (trainer.update * 7919) % max(1, len(valid) - c.prime_length)
     prompt = trainer.corpus.tokenizer.to_bytes(valid[start : start + c.prime_length])
     tokenizer = None if trainer.corpus.tokenizer.name == "bytes" else trainer.corpus.tokenizer
     text = "".join(
-        trainer.model.stream(prompt, c.generate_length, temperature=0.8, seed=trainer.update, tokenizer=tokenizer)
+        model.stream(prompt, c.generate_length, temperature=0.8, seed=trainer.update, tokenizer=tokenizer)
     )
     return {"event": "sample", "update": trainer.update, "prompt": prompt.decode(errors="replace"), "text": text}
 
@@ -324,15 +359,22 @@ def checkpoint_state(trainer: Trainer) -> dict:
         "update": trainer.update, "samples": trainer.samples, "best": trainer.best, "processes": trainer.accelerator.num_processes,
         "model_config": asdict(trainer.model.config), "train_config": asdict(trainer.config), "notes": trainer.notes,
         "data": {"name": trainer.corpus.name, "size": trainer.corpus.size, "sha256": trainer.corpus.sha256, "tokenizer": trainer.corpus.tokenizer.name},
-        "model": dict(trainer.model.state_dict()), "optimizer": trainer.optimizer.state_dict(), "scaler": None if scaler is None else scaler.state_dict(),
+        "model": gather(dict(trainer.model.state_dict())), "optimizer": gather(trainer.optimizer.state_dict()),
+        "scaler": None if scaler is None else scaler.state_dict(),
         "random": randomness,
     }  # fmt: skip
 
 
 def restore(trainer: Trainer, state: dict) -> None:
     "Go on from a checkpoint of a run with the same settings (`num_batches` may differ)."
+    c, processes = trainer.config, trainer.accelerator.num_processes
+    before = for_processes(TrainConfig.from_dict(state["train_config"]), state["processes"], processes)
+    if (before.batch_size, before.gradient_accumulate_every) != (c.batch_size, c.gradient_accumulate_every):
+        want = f"batch_size {before.batch_size} and gradient_accumulate_every {before.gradient_accumulate_every}"
+        raise ValueError(f"with {processes} processes this run goes on with {want}, not {c.batch_size} and {c.gradient_accumulate_every}: see for_processes")
     trainer.update, trainer.samples, trainer.best = state["update"], state["samples"], state["best"]
-    trainer.model.load_state_dict(state["model"])
+    own = trainer.model.state_dict()
+    trainer.model.load_state_dict({name: scatter(t, own[name]) for name, t in state["model"].items()})
     restore_momenta(trainer.optimizer, state)
     if trainer.accelerator.scaler is not None and state["scaler"] is not None:
         trainer.accelerator.scaler.load_state_dict(state["scaler"])
@@ -343,7 +385,8 @@ def restore(trainer: Trainer, state: dict) -> None:
 def restore_momenta(optimizer: torch.optim.Optimizer, state: dict) -> None:
     "Take the momenta from a checkpoint; every setting is that of the run. CheckpointError if they do not fit the weights."
     try:
-        optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": optimizer.state_dict()["param_groups"]})
+        cut = scatter_optimizer(state["optimizer"], optimizer)["state"]
+        optimizer.load_state_dict({"state": cut, "param_groups": optimizer.state_dict()["param_groups"]})
         weights = [p for group in optimizer.param_groups for p in group["params"]]
         fit = state["update"] == 0 or all(optimizer.state[p]["exp_avg"].shape == p.shape for p in weights)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as e:
@@ -369,7 +412,7 @@ def save(trainer: Trainer) -> dict:
 def what_is_kept(trainer: Trainer) -> str:
     "A sentence on what is on disk."
     found = None if trainer.out_dir is None else latest_checkpoint(trainer.out_dir, on_bad=lambda sentence: None)
-    return f"{found[0]} holds the last checkpoint." if found else "No checkpoint was written yet."
+    return f"{found[0]} holds the last checkpoint, from which --checkpoint_path goes on." if found else "No checkpoint was written yet."
 
 # %% ../nbs/training.ipynb #4a31e3a7
 @contextmanager
@@ -392,21 +435,47 @@ def stopped_by_signals(trainer: Trainer) -> Iterator[None]:
             signal.signal(number, handler)
 
 # %% ../nbs/training.ipynb #43bae66c
+@contextmanager
+def failures_explained(trainer: Trainer) -> Iterator[None]:
+    "What the machine refuses in the middle of a run becomes a TrainingError that says what is kept."
+    c, at = trainer.config, "the run stopped after update"
+    try:
+        yield
+    except TrainingError:
+        raise
+    except CheckpointError as error:
+        raise TrainingError(f"{at} {trainer.update:,}: {error} {what_is_kept(trainer)}") from error
+    except (MemoryError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        if isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in reason:
+            more = f"and raise gradient_accumulate_every from {c.gradient_accumulate_every}"
+            advice = f"lower batch_size from {c.batch_size} ({more}) or seq_len from {c.seq_len}"
+            raise TrainingError(f"{at} {trainer.update:,}, out of memory ({reason}): {advice}. {what_is_kept(trainer)}") from error
+        if trainer.accelerator.num_processes > 1 and re.search("[Gg]loo|NCCL|[Cc]onnection|peer", reason):
+            raise TrainingError(f"{at} {trainer.update:,}: another process has ended or is out of reach ({reason}). {what_is_kept(trainer)}") from error
+        raise
+    except OSError as error:
+        if trainer.out_dir is None:
+            raise
+        reason = f"a file in {trainer.out_dir} could not be written ({error.strerror or error}): make room"
+        raise TrainingError(f"{at} {trainer.update:,}: {reason}. {what_is_kept(trainer)}") from error
+
+# %% ../nbs/training.ipynb #7d2a66e7
 def records(trainer: Trainer) -> Iterator[dict]:
     "The events of a run, written to its log as they come."
     if trainer.out_dir is None or not trainer.main:
-        with stopped_by_signals(trainer):
+        with stopped_by_signals(trainer), failures_explained(trainer):
             yield from events(trainer)
         return
-    with RunLock(trainer.out_dir), stopped_by_signals(trainer):
+    with RunLock(trainer.out_dir), stopped_by_signals(trainer), failures_explained(trainer):
         log = trainer.out_dir / "log.jsonl"
-        keep_log(log, trainer.update)
+        keep_log(log, trainer.update, trainer.config.num_batches)
         for record in events(trainer):
             with open(log, "a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
             yield record
 
-# %% ../nbs/training.ipynb #7d2a66e7
+# %% ../nbs/training.ipynb #b6a77a4b
 def events(trainer: Trainer) -> Iterator[dict]:
     "The run itself: one record after the other."
     c = trainer.config
@@ -424,8 +493,10 @@ def events(trainer: Trainer) -> Iterator[dict]:
             if trainer.update % c.checkpoint_every == 0 or last:
                 note_best(trainer, record)
             yield record
-        if (trainer.update % c.generate_every == 0 or last) and trainer.main:
-            yield write_sample(trainer)
+        if trainer.update % c.generate_every == 0 or last:
+            with whole_model(trainer.model) as model:
+                if trainer.main:
+                    yield write_sample(trainer, model)
         if trainer.out_dir is not None and (trainer.update % c.checkpoint_every == 0 or last):
             yield save(trainer)
     if trainer.update < c.num_batches:
@@ -456,16 +527,17 @@ def note_best(trainer: Trainer, record: dict) -> None:
         trainer.best = {"update": record["update"], "bits_per_byte": record["bits_per_byte"]}
 
 
-def keep_log(path: Path, update: int) -> None:
-    "Of an earlier log, keep what happened up to `update`: the rest will happen again."
+def keep_log(path: Path, update: int, end: int) -> None:
+    "Of an earlier log, keep what happened up to `update`: the rest will happen again, and so will the scoring at the `end`."
     if path.exists():
-        records = [line for line in path.read_text(encoding="utf-8").splitlines() if _update_of(line) <= update]
+        records = [line for line in path.read_text(encoding="utf-8").splitlines() if _update_of(line, end) <= update]
         atomic_write(path, lambda file: file.write("".join(line + "\n" for line in records).encode()))
 
 
-def _update_of(line: str) -> float:
-    "The update that a line of a log speaks of; infinity for a line cut short."
+def _update_of(line: str, end: int) -> float:
+    "The update that a line of a log speaks of; infinity for a line cut short, and for the scoring at the `end`, which comes last."
     try:
-        return json.loads(line)["update"]
+        record = json.loads(line)
+        return math.inf if record["event"] in ("final", "skipped") and record["update"] == end else record["update"]
     except (ValueError, KeyError, TypeError):
         return math.inf

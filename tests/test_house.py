@@ -134,6 +134,19 @@ def test_the_check_for_words_can_fail():
     assert len(images_without_words({"cells": cells})) == 3
 
 
+def test_the_promises_name_tests_that_exist():
+    text = (ROOT / "README.md").read_text(encoding="utf-8").partition("## What is promised")[2].partition("\n## ")[0]
+    rows = [row for row in text.splitlines() if row.startswith("| ")][1:]
+    assert len(rows) > 10
+    for row in rows:
+        named = re.findall(r"`(\w+\.py)::(\w+)`", row)
+        assert named, f"no test is named in: {row}"
+        for file, test in named:
+            assert re.search(rf"^def {test}\(", (ROOT / "tests" / file).read_text(), re.M), (
+                f"there is no {file}::{test}"
+            )
+
+
 def run_python(code: str, env: dict[str, str], cwd: Path, *flags: str) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, *flags, "-c", code], env=env, cwd=cwd, capture_output=True, text=True, timeout=300

@@ -25,9 +25,11 @@ posix = pytest.mark.skipif(os.name != "posix", reason="signals of this kind are 
 DROPOUT = {"attn_dropout": 0.2, "ff_dropout": 0.1}
 LEARN = {"learning_rate": 3e-3, "num_batches": 7, "validate_every": 3, "generate_every": 3, "checkpoint_every": 3}
 KINDS = {
+    "plain": RUN | SHAPE | LEARN,
     "dropout": RUN | SHAPE | DROPOUT | LEARN,
     "bf16": RUN | SHAPE | DROPOUT | LEARN | {"precision": "bf16"},
     "lora": RUN | LEARN | {"weights": "base", "lora_rank": 2},
+    "all of them": RUN | DROPOUT | LEARN | {"weights": "base", "lora_rank": 2, "precision": "bf16"},
 }
 
 
@@ -75,7 +77,13 @@ PLACES = {
 @posix
 @pytest.mark.parametrize(
     ("kind", "place"),
-    [*(("dropout", place) for place in PLACES), ("bf16", "between micro-batches"), ("lora", "between micro-batches")],
+    [
+        (kind, place)
+        if "all of them" == kind or "between micro-batches" == place
+        else pytest.param(kind, place, marks=pytest.mark.nightly)
+        for kind in KINDS
+        for place in PLACES
+    ],
 )
 def test_an_interrupted_run_ends_with_the_same_bits(call, folder, monkeypatch, kind, place):
     small_model().save_pretrained(folder / "base")
@@ -193,6 +201,13 @@ def test_more_batches_may_be_asked_for(call, folder, ended):
     assert done.code == 0, done.err
     assert [r["update"] for r in log_of(folder / "run", "update")] == [1, 2, 3, 4, 5, 6]
     assert load_checkpoint(folder / "run" / "checkpoint_6.pth")["train_config"]["num_batches"] == 6
+
+
+def test_a_run_that_was_over_tells_its_end_once(call, folder, ended):
+    assert call("train.py", *GO_ON).code == 0
+    assert [r["update"] for r in log_of(folder / "run", "final")] == [4]
+    assert call("train.py", *GO_ON, "--num_batches", 6).code == 0
+    assert [r["update"] for r in log_of(folder / "run", "final")] == [4, 6]
 
 
 def test_typed_settings_that_agree_are_welcome(call, folder, ended):
