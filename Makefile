@@ -16,10 +16,10 @@ PACKAGE := $(VENV)/.package
 export JUPYTER_PLATFORM_DIRS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help lab learn test sync export run notebooks lint format docs clean
+.PHONY: help doctor lab learn test test-browser sync export run notebooks lint format docs clean
 
 help: ## list the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-11s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 $(ENV): requirements.txt constraints.txt
 	@$(PYTHON) -c "import sys; v = sys.version_info; v >= (3, 11) or sys.exit('NYX needs Python 3.11 to 3.13, and $(PYTHON) is %d.%d. Name another: make PYTHON=python3.12 ...' % v[:2])"
@@ -34,6 +34,9 @@ $(PACKAGE): $(ENV) setup.py settings.ini pyproject.toml
 	$(PIP) install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
+doctor: ## say what works here, and what to do about the rest
+	@if test -x $(BIN)/python; then $(BIN)/python tools/doctor.py; else $(PYTHON) tools/doctor.py; fi
+
 lab: $(PACKAGE) ## open the course in JupyterLab, in your own copy of the notebooks (LAB_FLAGS="--no-browser --port 8899")
 	@$(BIN)/python tools/make_learn.py
 	@$(BIN)/jupyter trust learn/*.ipynb >/dev/null
@@ -45,7 +48,11 @@ learn: $(PACKAGE) ## refresh learn/ alone; CHAPTER=rotary starts one chapter afr
 test: $(PACKAGE) ## prove everything: nyx/ in sync, every cell of every notebook, then the tests of whole programs
 	$(BIN)/python tools/check_sync.py
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --do_print
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests $(PYTEST_FLAGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests --ignore tests/browser $(PYTEST_FLAGS)
+
+test-browser: docs ## see the docs site and JupyterLab in a real browser (needs chromium); pictures go to _browser/
+	$(PIP) install --quiet --progress-bar off -r requirements.txt -r requirements-browser.txt
+	$(BIN)/python -m pytest tests/browser $(PYTEST_FLAGS)
 
 sync: $(PACKAGE) ## check that nyx/ is exactly what the notebooks export
 	$(BIN)/python tools/check_sync.py
@@ -71,10 +78,10 @@ format: $(PACKAGE) ## let ruff put code in order
 docs: $(PACKAGE) ## build the docs into _docs/html (needs npm for the scripts that show formulas and widgets)
 	$(PIP) install --quiet --progress-bar off -r requirements.txt -r requirements-docs.txt
 	cd docs && npm ci --silent --no-audit --no-fund
-	rm -rf _docs/source && mkdir -p _docs && cp -R nbs _docs/source
+	rm -rf _docs && mkdir -p _docs && cp -R nbs _docs/source && cp -R assets _docs/assets
 	$(BIN)/sphinx-build -q -W --keep-going -b html -c docs -d _docs/doctrees _docs/source _docs/html
 	@echo "The docs are in _docs/html: open _docs/html/index.html"
 
 clean: ## delete builds and caches; never the environment, learn/, data/ or weights/
-	rm -rf build dist _docs *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist _docs _browser *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
