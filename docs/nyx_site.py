@@ -88,7 +88,7 @@ def overview() -> str:
     parts += ["[`nyx.model`](model.md). Everything else, module by module:\n"]
     for module in modules():
         links = [f"[`{name}`](#nyx.{module}.{name})" for name in public_names(module)]
-        parts.append(f"[`nyx.{module}`]({module}.md)\n: {', '.join(links) or 'nothing public'}\n")
+        parts.append(f"**[`nyx.{module}`]({module}.md)** {' '.join(links)}\n")
     return "\n".join(parts)
 
 

@@ -76,7 +76,7 @@ def test_the_site_has_all_pages():
 
 @each_page
 def test_a_page_served_is_silent_typeset_narrow_and_readable(name, served, watch, screenshot):
-    watched = watch(served, color_scheme="light")
+    watched = watch(served, color_scheme="light", reduced_motion="reduce")
     page = watched.page
     page.goto(f"{served}/{name}.html")
     settle(page)
@@ -87,6 +87,7 @@ def test_a_page_served_is_silent_typeset_narrow_and_readable(name, served, watch
     if name in KEPT:
         screenshot(page, f"site-{name}-light")
     page.set_viewport_size({"width": 390, "height": 844})
+    page.wait_for_timeout(100 if name not in KEPT else 600)  # side bars slide away
     assert not (wide := overflow(page)), wide
     if name in KEPT:
         screenshot(page, f"site-{name}-phone")
