@@ -16,7 +16,7 @@ PACKAGE := $(VENV)/.package
 export JUPYTER_PLATFORM_DIRS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: bench help lab learn test test-nightly sync export run notebooks band teaching lint format docs clean
+.PHONY: bench help doctor lab learn test test-browser test-nightly sync export run notebooks band teaching lint format docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -34,6 +34,9 @@ $(PACKAGE): $(ENV) setup.py settings.ini pyproject.toml
 	$(PIP) install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
+doctor: ## say what works here, and what to do about the rest
+	@if test -x $(BIN)/python; then $(BIN)/python tools/doctor.py; else $(PYTHON) tools/doctor.py; fi
+
 lab: $(PACKAGE) ## open the course in JupyterLab, in your own copy of the notebooks (LAB_FLAGS="--no-browser --port 8899")
 	@$(BIN)/python tools/make_learn.py
 	@$(BIN)/jupyter trust learn/*.ipynb >/dev/null
@@ -45,7 +48,11 @@ learn: $(PACKAGE) ## refresh learn/ alone; CHAPTER=rotary starts one chapter afr
 test: $(PACKAGE) ## prove everything: nyx/ in sync, every cell of every notebook, then the tests of whole programs
 	$(BIN)/python tools/check_sync.py
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --do_print
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests $(PYTEST_FLAGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests --ignore tests/browser $(PYTEST_FLAGS)
+
+test-browser: docs ## see the docs site and JupyterLab in a real browser (needs chromium); pictures go to _browser/
+	$(PIP) install --quiet --progress-bar off -r requirements.txt -r requirements-browser.txt
+	$(BIN)/python -m pytest tests/browser $(PYTEST_FLAGS)
 
 test-nightly: $(PACKAGE) ## the long tests that `make test` leaves out: many kills, many examples
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -m nightly $(PYTEST_FLAGS)
@@ -85,10 +92,10 @@ bench: $(PACKAGE) ## measure speed beside other libraries, in turns; writes benc
 docs: $(PACKAGE) ## build the docs into _docs/html (needs npm for the scripts that show formulas and widgets)
 	$(PIP) install --quiet --progress-bar off -r requirements.txt -r requirements-docs.txt
 	cd docs && npm ci --silent --no-audit --no-fund
-	rm -rf _docs/source && mkdir -p _docs && cp -R nbs _docs/source
+	rm -rf _docs && mkdir -p _docs && cp -R nbs _docs/source && cp -R assets _docs/assets
 	$(BIN)/sphinx-build -q -W --keep-going -b html -c docs -d _docs/doctrees _docs/source _docs/html
 	@echo "The docs are in _docs/html: open _docs/html/index.html"
 
 clean: ## delete builds and caches; never the environment, learn/, data/ or weights/
-	rm -rf build dist _docs *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist _docs _browser *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
