@@ -104,9 +104,11 @@ def palm():
 
 def x_transformer():
     """x-transformers with a decoder of the same width, depth, heads and, nearly, parameters; its blocks are sequential."""
-    from x_transformers import AutoregressiveWrapper, Decoder as Layers, TransformerWrapper
+    from x_transformers import AutoregressiveWrapper, TransformerWrapper
+    from x_transformers import Decoder as Layers
 
-    layers = Layers(dim=512, depth=8, heads=8, attn_dim_head=64, ff_glu=True, ff_swish=True, ff_no_bias=True, rotary_xpos=True, attn_one_kv_head=True, attn_flash=True)
+    block = dict(ff_glu=True, ff_swish=True, ff_no_bias=True, rotary_xpos=True, attn_one_kv_head=True, attn_flash=True)
+    layers = Layers(dim=512, depth=8, heads=8, attn_dim_head=64, **block)
     return AutoregressiveWrapper(TransformerWrapper(num_tokens=256, max_seq_len=2048, attn_layers=layers, tie_embedding=True, use_abs_pos_emb=False))
 
 

@@ -253,7 +253,7 @@ def speculate(
     prompt: Int[Tensor, "b n"],  # one text: b = 1
     max_new: int,
     draft: LookUp | SmallModel,
-    settings: Sampling = Sampling(),
+    settings: Sampling,
     seed: int | None = None,
     kept: list[int] | None = None,  # if given, how many guesses passed in each step is noted there
 ) -> Iterator[Int[Tensor, " b"]]:
