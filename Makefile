@@ -82,8 +82,8 @@ lint: $(PACKAGE) ## ruff over code and notebooks
 	$(BIN)/ruff check .
 
 format: $(PACKAGE) ## let ruff put code in order
-	$(BIN)/ruff check --fix tools tests setup.py $(wildcard train.py test.py assets/*.py)
-	$(BIN)/ruff format tools tests setup.py $(wildcard train.py test.py assets/*.py)
+	$(BIN)/ruff check --fix tools tests setup.py $(wildcard train.py test.py assets/*.py benchmarks/*.py)
+	$(BIN)/ruff format tools tests setup.py $(wildcard train.py test.py assets/*.py benchmarks/*.py)
 
 bench: $(PACKAGE) ## measure speed beside other libraries, in turns; writes benchmarks/results.md (about 15 minutes)
 	$(PIP) install --quiet --progress-bar off --no-deps -r benchmarks/requirements.txt

@@ -107,9 +107,20 @@ def x_transformer():
     from x_transformers import AutoregressiveWrapper, TransformerWrapper
     from x_transformers import Decoder as Layers
 
-    block = dict(ff_glu=True, ff_swish=True, ff_no_bias=True, rotary_xpos=True, attn_one_kv_head=True, attn_flash=True)
+    block = {
+        "ff_glu": True,
+        "ff_swish": True,
+        "ff_no_bias": True,
+        "rotary_xpos": True,
+        "attn_one_kv_head": True,
+        "attn_flash": True,
+    }
     layers = Layers(dim=512, depth=8, heads=8, attn_dim_head=64, **block)
-    return AutoregressiveWrapper(TransformerWrapper(num_tokens=256, max_seq_len=2048, attn_layers=layers, tie_embedding=True, use_abs_pos_emb=False))
+    return AutoregressiveWrapper(
+        TransformerWrapper(
+            num_tokens=256, max_seq_len=2048, attn_layers=layers, tie_embedding=True, use_abs_pos_emb=False
+        )
+    )
 
 
 def sampling() -> dict:
@@ -171,7 +182,8 @@ def growth() -> dict:
         "milliseconds by context": {name: spread([t * 1e3 for t in values]) for name, values in by_context.items()},
         "8,192 bytes of context, in reading times of their cache": extra / reading,
         "bytes a second by batch": {name: spread([int(name) / t for t in by_batch[name]]) for name in batches},
-        "share of its products at batch 32": statistics.median(by_batch["products of 32"]) / statistics.median(by_batch["32"]),
+        "share of its products at batch 32": statistics.median(by_batch["products of 32"])
+        / statistics.median(by_batch["32"]),
         "bytes a second by model": speeds(in_turns(models, 7, number=5), 1),
     }
 
@@ -186,7 +198,9 @@ def speculation() -> dict:
         start = i * (len(valid) - 256) // 20
         prompt = torch.tensor([[int(t) for t in valid[start : start + 256]]])
         plain = seconds(lambda prompt=prompt, i=i: model.generate(prompt, 512, temperature=0.8, seed=i))
-        ahead = seconds(lambda prompt=prompt, i=i: list(speculate(decoder, prompt, 512, LookUp(256), settings, i, kept)))
+        ahead = seconds(
+            lambda prompt=prompt, i=i: list(speculate(decoder, prompt, 512, LookUp(256), settings, i, kept))
+        )
         ratios.append(plain / ahead)
     return {"times the plain path": spread(ratios), "guesses kept in a step": statistics.mean(kept)}
 
@@ -291,7 +305,10 @@ def data() -> dict:
     run = TrainConfig(num_batches=6, seq_len=1024, precision="float32", validate_every=100, generate_every=100)
     trainer = Trainer(NYX.from_preset("nyx-mini"), builtin_corpus(), run)
     records = [r for r, _ in zip((r for r in trainer.run() if r["event"] == "update"), range(5))]
-    return {"share": statistics.median(r["data_seconds"] / r["seconds"] for r in records), "of": "an update of nyx-mini, 4 × 4 × 1,024 bytes"}
+    return {
+        "share": statistics.median(r["data_seconds"] / r["seconds"] for r in records),
+        "of": "an update of nyx-mini, 4 × 4 × 1,024 bytes",
+    }
 
 
 SECTIONS = {f.__name__: f for f in (sampling, growth, speculation, training, wide, imports, data)}
@@ -299,14 +316,28 @@ SECTIONS = {f.__name__: f for f in (sampling, growth, speculation, training, wid
 
 def machine() -> dict:
     """What it ran on, in words that name no host."""
-    cpu = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), platform.processor())
-    return {"cpu": cpu, "threads": torch.get_num_threads(), "torch": torch.__version__.split("+")[0], "python": platform.python_version()}
+    cpu = next(
+        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
+        platform.processor(),
+    )
+    return {
+        "cpu": cpu,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__.split("+")[0],
+        "python": platform.python_version(),
+    }
 
 
 def main() -> None:
     """Run the sections that were asked for and write what they gave."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("sections", nargs="*", default=list(SECTIONS), metavar="SECTION", help=f"of {', '.join(SECTIONS)} (default: all)")
+    parser.add_argument(
+        "sections",
+        nargs="*",
+        default=list(SECTIONS),
+        metavar="SECTION",
+        help=f"of {', '.join(SECTIONS)} (default: all)",
+    )
     parser.add_argument("--peak", help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.manual_seed(0)

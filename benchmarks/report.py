@@ -39,7 +39,12 @@ def span(s: dict, digits: str = "{:,.0f}") -> str:
 
 def table(head: str, rows: dict, digits: str = "{:,.0f}") -> list[str]:
     """Two columns of a Markdown table."""
-    return [f"| {head} | median (middle half) |", "|---|---|", *(f"| {name} | {span(s, digits)} |" for name, s in rows.items()), ""]
+    return [
+        f"| {head} | median (middle half) |",
+        "|---|---|",
+        *(f"| {name} | {span(s, digits)} |" for name, s in rows.items()),
+        "",
+    ]
 
 
 def write(results: dict, folder: Path) -> None:
@@ -53,14 +58,21 @@ def write(results: dict, folder: Path) -> None:
         except KeyError:
             continue  # that section has not been run yet
         met = v >= target if word == ">=" else v <= target
-        lines.append(f"| {name} | {'at least' if word == '>=' else 'at most'} {digits.format(target)} | {digits.format(v)} | {'met' if met else 'not met'} |")
+        lines.append(
+            f"| {name} | {'at least' if word == '>=' else 'at most'} {digits.format(target)} | {digits.format(v)} | {'met' if met else 'not met'} |"
+        )
     lines.append("")
     if "sampling" in r:
         lines += [f"Memory read at {r['sampling']['bandwidth'] / 1e9:.0f} GB/s in this run.", ""]
-        lines += table("one stream after 1,000 bytes, 30 million parameters, bytes a second", r["sampling"]["speeds"], "{:,.1f}")
+        lines += table(
+            "one stream after 1,000 bytes, 30 million parameters, bytes a second", r["sampling"]["speeds"], "{:,.1f}"
+        )
     if "training" in r:
         rate = r["training"]["bf16 rate"] / 1e9
-        lines += [f"bf16 products of 4,096 × 4,096 matrices ran at {rate:.0f} billion operations a second in this run.", ""]
+        lines += [
+            f"bf16 products of 4,096 × 4,096 matrices ran at {rate:.0f} billion operations a second in this run.",
+            "",
+        ]
         lines += table("an update of 4 × 1,024 tokens, tokens a second", r["training"]["speeds"])
         lines += ["| peak memory of an update | MiB |", "|---|---|"]
         peaks = r["training"]["memory"] | {f"nyx-gpt2, loss {how}": mib for how, mib in r.get("wide", {}).items()}
@@ -72,7 +84,10 @@ def write(results: dict, folder: Path) -> None:
         lines += table("model, bytes a second", r["growth"]["bytes a second by model"])
     if "speculation" in r:
         kept = r["speculation"]["guesses kept in a step"]
-        lines += [f"Guessing ahead kept {kept:.1f} guesses a step, over 20 prompts of 512 new bytes at temperature 0.8.", ""]
+        lines += [
+            f"Guessing ahead kept {kept:.1f} guesses a step, over 20 prompts of 512 new bytes at temperature 0.8.",
+            "",
+        ]
     (folder / "results.md").write_text("\n".join(lines))
     if {"sampling", "growth", "training"} <= r.keys():
         picture(r, folder / "results.png")
@@ -93,11 +108,22 @@ def picture(r: dict, file: Path) -> None:
     figure, axes = plt.subplots(2, 2, figsize=(11, 6.5), layout="constrained")
     bars(axes[0, 0], r["sampling"]["speeds"], "writing after 1,000 bytes: bytes a second")
     bars(axes[0, 1], r["training"]["speeds"], "training, 4 × 1,024: tokens a second")
-    for ax, key, label in ((axes[1, 0], "milliseconds by context", "bytes of context"), (axes[1, 1], "bytes a second by batch", "texts at once")):
+    for ax, key, label in (
+        (axes[1, 0], "milliseconds by context", "bytes of context"),
+        (axes[1, 1], "bytes a second by batch", "texts at once"),
+    ):
         rows = r["growth"][key]
         x, y = [int(n) for n in rows], [s["median"] for s in rows.values()]
         ax.plot(x, y, "o-", color="#0072B2")
-        ax.set(xlabel=label, ylabel=key.split(" by")[0], xscale="log", xticks=x, xticklabels=list(rows), ylim=(0, None), title=key)
+        ax.set(
+            xlabel=label,
+            ylabel=key.split(" by")[0],
+            xscale="log",
+            xticks=x,
+            xticklabels=list(rows),
+            ylim=(0, None),
+            title=key,
+        )
         ax.minorticks_off()
     for ax in axes.flat:
         ax.spines[["top", "right"]].set_visible(False)
