@@ -124,6 +124,7 @@ def origins(module: str) -> dict[str, tuple[str, str]]:
     found = {}
     for node in ast.parse(text).body:
         targets = getattr(node, "targets", [getattr(node, "target", None)])
+        targets = [part for target in targets if target is not None for part in ast.walk(target)]  # a, b = 1, 2
         names = [getattr(node, "name", None), *(getattr(t, "id", None) for t in targets)]
         cell = next((c for c in reversed(cells[: node.lineno]) if c), None)
         found |= {name: cell.groups() for name in names if name and cell}
@@ -226,9 +227,10 @@ def link_to_torch(app, env, node, contnode):
     return nodes.reference("", "", contnode, internal=False, refuri=torch_address(full), reftitle="in torch's docs")
 
 
-def mark_signatures(app, pagename, templatename, context, doctree) -> None:
-    """Signatures over several lines are laid out with <dl> and are no lists of definitions: say so to screen readers."""
+def help_screen_readers(app, pagename, templatename, context, doctree) -> None:
+    """Signatures over several lines are laid out with <dl> and are no lists of definitions; what unfolds names itself."""
     body = context.get("body", "").replace('<dd><em class="sig-param">', '<dd role="none"><em class="sig-param">')
+    body = body.replace(' aria-label="Toggle hidden content"', "")
     context["body"] = re.sub(r'<dl>(?=\s*<dd role="none">)', '<dl role="none">', body)
 
 
@@ -276,6 +278,6 @@ def setup(app) -> dict:
     app.connect("builder-inited", write_sources)
     app.connect("autodoc-process-docstring", describe)
     app.connect("missing-reference", link_to_torch)
-    app.connect("html-page-context", mark_signatures)
+    app.connect("html-page-context", help_screen_readers)
     app.connect("doctree-resolved", link_first_uses)
     return {"version": "1", "parallel_read_safe": True}

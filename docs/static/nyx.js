@@ -11,6 +11,12 @@
     if (location.protocol === "file:" && typeof DOCUMENTATION_OPTIONS === "object") DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false;
   });
 
+  // Widgets with text ask MathJax 2 to typeset it; the pages have MathJax 3.
+  window.addEventListener("load", () => {
+    const typeset = ([command, , element]) => command === "Typeset" && element && MathJax.typesetPromise?.([element]);
+    if (window.MathJax && !MathJax.Hub) MathJax.Hub = { Queue: (...jobs) => jobs.forEach(typeset) };
+  });
+
   const views = 'script[type="application/vnd.jupyter.widget-view+json"]';
 
   function nameSliders() {
