@@ -135,6 +135,7 @@ class KVCache:
         self.capacity, self.length, self.reference = capacity, 0, 0
         self.padding: Tensor | None = None  # slots of padding in each row
         self.used: Tensor | None = None  # (b, capacity), False where a slot holds padding
+        self.ahead: tuple | None = None  # rotations that were made in advance, for as long as positions and reference stay what they are
 
     def append(self, layer: int, k: Float[Tensor, "b g n d"], v: Float[Tensor, "b g n d"]) -> tuple[Tensor, Tensor]:
         "Store the keys and values of n new tokens in one layer; returns all of that layer's so far. `advance` once all layers have them."
@@ -143,9 +144,10 @@ class KVCache:
             raise ValueError(
                 f"the cache has room for {self.capacity} tokens, and {end} were given: make it larger, or start a new one"
             )
-        self.keys[layer, :, :, self.length : end] = k
-        self.values[layer, :, :, self.length : end] = v
-        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+        keys, values = self.keys[layer], self.values[layer]
+        keys[:, :, self.length : end] = k
+        values[:, :, self.length : end] = v
+        return keys[:, :, :end], values[:, :, :end]
 
     def advance(self, n: int) -> None:
         "Count n tokens as seen."
@@ -171,7 +173,7 @@ class KVCache:
 
     def forget_padding(self, lengths: Int[Tensor, " b"]) -> None:
         "Row i of the prompts just read holds only `lengths[i]` tokens; the rest was padding, never to be looked at. Call it once, after the prompts."
-        self.padding = self.length - lengths.cpu()
+        self.padding, self.ahead = self.length - lengths.cpu(), None
         slots = torch.arange(self.capacity)
         self.used = ((slots < lengths.cpu()[:, None]) | (slots >= self.length)).to(self.keys.device)
 
@@ -181,7 +183,7 @@ class KVCache:
         factor = rotary.move(reference - self.reference, table_dtype(stored.dtype), stored.device)
         stored.copy_(stored * factor)
         stored.masked_fill_(stored.abs() < torch.finfo(stored.dtype).tiny, 0)
-        self.reference = reference
+        self.reference, self.ahead = reference, None
 
 # %% ../nbs/attention.ipynb #930b0f27
 def next_rotations(
