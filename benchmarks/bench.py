@@ -12,11 +12,11 @@ import contextlib
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
 import warnings
+from functools import partial
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -234,7 +234,7 @@ def trainers() -> dict:
 
 
 def training() -> dict:
-    """Tokens a second and peak memory of one update."""
+    """Tokens a second of one update."""
     contenders, measured = {name: make() for name, make in trainers().items()}, []
     times = {name: [] for name in contenders}
     for _ in tqdm(range(4), desc="training"):
@@ -244,7 +244,7 @@ def training() -> dict:
                 run()  # the first one does not count
             times[name].append(seconds(run))
     tokens = TRAIN[0] * TRAIN[1]
-    result = {"speeds": speeds(times, tokens), "memory": {name: memory(f"train:{name}") for name in contenders}}
+    result = {"speeds": speeds(times, tokens)}
     operations = 6 * 30_020_096 + 8 * 3 * 2 * TRAIN[1] * 512  # a token, causal attention counted
     rate = statistics.median(m["bf16"] for m in measured)
     fast = result["speeds"]["NYX, bf16"]["median"]
@@ -270,23 +270,32 @@ def wide_loss(how: str) -> None:
 WIDE = ("plain", "in chunks", "in chunks, activations checkpointed")
 
 
-def wide() -> dict:
-    """Peak memory of an update of nyx-gpt2."""
-    return {how: memory(f"wide:{how}") for how in WIDE}
+def memory() -> dict:
+    """Peak memory of one update, in MiB: of each contender, and of nyx-gpt2 with its loss plain and in chunks."""
+    contenders = {name: peak_of(f"train:{name}") for name in trainers()}
+    return contenders | {f"nyx-gpt2, loss {how}": peak_of(f"wide:{how}") for how in WIDE}
 
 
-def memory(case: str) -> float:
+def peak_of(case: str) -> float:
     """MiB that a case takes at its peak, above what importing torch and nyx takes; in a process of its own."""
-    run = subprocess.run([sys.executable, __file__, "--peak", case], capture_output=True, text=True, check=True)
+    env = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}  # glibc hands freed memory back: the peak is what is in use
+    run = subprocess.run([sys.executable, __file__, "--peak", case], env=env, capture_output=True, text=True, check=True)
     return float(run.stdout.split()[-1])
 
 
 def peak(case: str) -> None:
     """Run a case and print its peak memory in MiB."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = high_water()
     kind, name = case.split(":", 1)
-    wide_loss(name) if kind == "wide" else trainers()[name]()()
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+    update = partial(wide_loss, name) if kind == "wide" else trainers()[name]()
+    update()
+    update()
+    print((high_water() - before) / 1024)
+
+
+def high_water() -> int:
+    """KiB that this process has held at most (Linux; what getrusage says is inherited from the parent)."""
+    return next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
 
 
 def imports() -> dict:
@@ -313,7 +322,7 @@ def data() -> dict:
     }
 
 
-SECTIONS = {f.__name__: f for f in (sampling, growth, speculation, training, wide, imports, data)}
+SECTIONS = {f.__name__: f for f in (sampling, growth, speculation, training, memory, imports, data)}
 
 
 def machine() -> dict:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from .attention import KVCache, causal_mask, next_rotations
@@ -22,7 +22,7 @@ from .sampling import Sampling, check_request, prefill
 class Plain:
     "x·Wᵀ, with the weight as torch keeps it."
 
-    def __init__(self, weight: Float[Tensor, "rows k"], dtype: torch.dtype):
+    def __init__(self, weight: Shaped[Tensor, "rows k"], dtype: torch.dtype):
         self.weight, self.dtype = weight.to(dtype), dtype
 
     def __call__(self, x: Float[Tensor, "*b k"]) -> Float[Tensor, "*b rows"]:
@@ -32,14 +32,14 @@ class Plain:
 class Packed:
     "x·Wᵀ, with the weight laid out once, in the blocks in which oneDNN reads it."
 
-    def __init__(self, weight: Float[Tensor, "rows k"], dtype: torch.dtype):
+    def __init__(self, weight: Shaped[Tensor, "rows k"], dtype: torch.dtype):
         self.weight, self.dtype = torch.ops.mkldnn._reorder_linear_weight(weight.to(dtype).contiguous(), 1), dtype
 
     def __call__(self, x: Float[Tensor, "*b k"]) -> Float[Tensor, "*b rows"]:
         return torch.ops.mkldnn._linear_pointwise(x.to(self.dtype), self.weight, None, "none", [], "")
 
 # %% ../nbs/speed.ipynb #5eb49610
-def product(weight: Float[Tensor, "rows k"], dtype: torch.dtype) -> Plain | Packed:
+def product(weight: Shaped[Tensor, "rows k"], dtype: torch.dtype) -> Plain | Packed:
     "x·Wᵀ in `dtype`: packed where this processor's oneDNN can, plain elsewhere."
     can = weight.device.type == "cpu" and torch.backends.mkldnn.is_available()
     can = can and (dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()))
@@ -161,6 +161,7 @@ class Decoder:
         form = Int8 if self.precision == "int8" else lambda weight: product(weight, dtype)
         q, k, *rest = (stop - start for start, stop in c.in_rows.values())
         self.sizes, self.heads, self.head_dim = (q + k, *rest), (c.num_attention_heads, c.num_kv_heads), c.head_dim
+        self.width = (c.model_dim,)
         self.layers = [(form(into), form(out)) for into, out in model.fused_layers()]
         self.head = form(model.embedding.weight.detach() * model.norm.weight.detach())
 
@@ -177,7 +178,7 @@ class Decoder:
             for i in range(len(self.layers)):
                 x = x + self.layer(i, x, (b, n, -1, self.head_dim), tables, cache, mask)
             cache.advance(n)
-            return self.head(F.layer_norm(x, x.shape[-1:])).to(self.dtype).unflatten(0, (b, n))
+            return self.head(torch.layer_norm(x, self.width)).to(self.dtype).unflatten(0, (b, n))
 
     def tables(self, n: int, cache: KVCache) -> tuple[Tensor, Tensor]:
         "Joint tables of the next n positions, of those made in advance: a step needs one, and making 64 costs no more."
@@ -193,8 +194,8 @@ class Decoder:
     ) -> Float[Tensor, "t c"]:
         "What layer i adds to x; `by_head` is the shape (b, n, heads, d)."
         into, out = self.layers[i]
-        qk, v, a, gate = into(F.layer_norm(x, x.shape[-1:])).split(self.sizes, dim=-1)
-        q, k = turn(qk.view(by_head), *tables).split(self.heads, dim=2)
+        qk, v, a, gate = torch.split_with_sizes(into(torch.layer_norm(x, self.width)), self.sizes, -1)
+        q, k = torch.split_with_sizes(turn(qk.view(by_head), *tables), self.heads, 2)
         keys, values = cache.append(i, k.transpose(1, 2), v.view(by_head).transpose(1, 2))
         if len(x) == keys.shape[1] == 1:
             one = (-1, self.head_dim)

@@ -152,7 +152,7 @@ def preset(name: str) -> NYXConfig:
     return PRESETS[name]
 
 # %% ../nbs/model.ipynb #99e09798
-LOGITS = 2**24  # scores that a loss holds at a time: 64 MB in float32
+LOGITS = 2**21  # scores that a loss holds at a time: 8 MB in float32
 
 # %% ../nbs/model.ipynb #ad92c63d
 class Transformer(nn.Module):
