@@ -1061,7 +1061,7 @@ def accumulate(mine: Callable) -> Iterator[str]:
     net.loss(tokens).backward()
     right = [p.grad.clone() for p in net.parameters()]
     net.zero_grad()
-    watch = net.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
+    watch = net.embedding.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
     with torch.enable_grad():
         got = ask(mine, net, tokens, 4)
     watch.remove()
