@@ -279,7 +279,9 @@ def memory() -> dict:
 def peak_of(case: str) -> float:
     """MiB that a case takes at its peak, above what importing torch and nyx takes; in a process of its own."""
     env = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}  # glibc hands freed memory back: the peak is what is in use
-    run = subprocess.run([sys.executable, __file__, "--peak", case], env=env, capture_output=True, text=True, check=True)
+    run = subprocess.run(
+        [sys.executable, __file__, "--peak", case], env=env, capture_output=True, text=True, check=True
+    )
     return float(run.stdout.split()[-1])
 
 
@@ -295,7 +297,9 @@ def peak(case: str) -> None:
 
 def high_water() -> int:
     """KiB that this process has held at most (Linux; what getrusage says is inherited from the parent)."""
-    return next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return next(
+        int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")
+    )
 
 
 def imports() -> dict:

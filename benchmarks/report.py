@@ -95,21 +95,23 @@ def write(results: dict, folder: Path) -> None:
         picture(r, folder / "results.png")
 
 
-def bars(ax, rows: dict, title: str) -> None:
-    """Horizontal bars on a logarithmic axis, each with its number."""
-    names = [n.split(",")[0] + (", " + n.split(", ")[1] if n.startswith("NYX") else "") for n in rows]
-    values = [s["median"] for s in rows.values()]
-    drawn = ax.barh(names, values, color=["#0072B2" if n.startswith("NYX") else "#E69F00" for n in rows], hatch=None)
+def bars(ax, rows: dict, title: str, scale: str) -> None:
+    """Horizontal bars, each with its number."""
+    names, values = (
+        [name.removesuffix(", 16 bytes with their prompt") for name in rows],
+        [s["median"] for s in rows.values()],
+    )
+    drawn = ax.barh(names, values, color=["#0072B2" if n.startswith("NYX") else "#E69F00" for n in names])
     ax.bar_label(drawn, [f"{v:,.0f}" if v >= 10 else f"{v:.1f}" for v in values], padding=3, fontsize=8)
-    ax.set(title=title, xscale="log", xlim=(min(values) / 2, max(values) * 4))
+    ax.set(title=title, xscale=scale, xlim=(1 if scale == "log" else 0, max(values) * (4 if scale == "log" else 1.2)))
     ax.invert_yaxis()
 
 
 def picture(r: dict, file: Path) -> None:
     """Speeds beside the peers, and how costs grow."""
     figure, axes = plt.subplots(2, 2, figsize=(11, 6.5), layout="constrained")
-    bars(axes[0, 0], r["sampling"]["speeds"], "writing after 1,000 bytes: bytes a second")
-    bars(axes[0, 1], r["training"]["speeds"], "training, 4 × 1,024: tokens a second")
+    bars(axes[0, 0], r["sampling"]["speeds"], "writing after 1,000 bytes: bytes a second", "log")
+    bars(axes[0, 1], r["training"]["speeds"], "training, 4 × 1,024: tokens a second", "linear")
     for ax, key, label in (
         (axes[1, 0], "milliseconds by context", "bytes of context"),
         (axes[1, 1], "bytes a second by batch", "texts at once"),
