@@ -111,3 +111,20 @@ def test_a_wide_vocabulary_is_no_memory_bill():
     assert plain - chunked >= logits, (plain, chunked)
     model.activation_checkpointing = True
     assert activation_bytes(Objective(model), 4, 1025) < chunked / 5
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_a_compiled_run_has_the_losses_of_a_plain_one(run_program, workspace, precision):
+    """`--compile` changes no loss beyond rounding (needs a C++ compiler, and a minute for it)."""
+    losses = []
+    for name, flags in (("plain", ()), ("compiled", ("--compile",))):
+        done = run_program(
+            "train.py", "--filepath", "nyx/model.py", "--preset", "nyx-mini", "--layer_depth", 1, "--num_batches", 3, "--seq_len", 64,
+            "--batch_size", 2, "--gradient_accumulate_every", 1, "--generate_length", 4, "--prime_length", 4, "--validate_bytes", 64,
+            "--precision", precision, "--out_dir", name, *flags, env={"NYX_TYPECHECK": ""}, timeout=550,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-3000:]
+        records = map(json.loads, (workspace / name / "log.jsonl").read_text().splitlines())
+        losses.append([r["loss"] for r in records if r["event"] == "update"])
+    torch.testing.assert_close(losses[1], losses[0], rtol=0, atol=1e-4 if precision == "float32" else 2e-2)
