@@ -77,6 +77,7 @@ class BlockAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, q: Float[Tensor, "b r n d"], k: Float[Tensor, "b n d"], v: Float[Tensor, "b n d"]):
+        "What each query finds, (b r n d)."
         ctx.save_for_backward(q, k, v)
         out = torch.empty_like(q)
         for block, _, weights in query_blocks(q, k):
@@ -86,6 +87,7 @@ class BlockAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Float[Tensor, "b r n d"]):
+        "The gradients of queries, keys and values."
         q, k, v = ctx.saved_tensors
         sums = torch.promote_types(k.dtype, torch.float32)  # many blocks are added up
         dq, dk, dv = torch.empty_like(q), torch.zeros_like(k, dtype=sums), torch.zeros_like(v, dtype=sums)
