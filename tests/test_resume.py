@@ -35,7 +35,7 @@ KINDS = {
 
 def without_times(records: list[dict]) -> list[dict]:
     """What is the same in every run: the records, their times and paths aside."""
-    clock = ("seconds", "tokens_per_second", "path")
+    clock = ("seconds", "data_seconds", "tokens_per_second", "path")
     return [{key: value for key, value in r.items() if key not in clock} for r in records]
 
 
