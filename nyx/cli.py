@@ -43,6 +43,7 @@ RUN_HELP = {
     "num_batches": "updates of the weights in the whole run", "batch_size": "windows in a micro-batch (each process)",
     "gradient_accumulate_every": "micro-batches in one update", "seq_len": "tokens predicted in each window", "learning_rate": "highest learning rate of Lion",
     "warmup_batches": "updates over which the rate rises, at most a tenth of the run", "final_rate": "share of the highest rate at the end",
+    "beta1": "Lion's share of momentum in a step", "beta2": "Lion's share of momentum kept",
     "weight_decay": "Lion's weight decay, on matrices", "clip": "largest norm of the gradient", "validate_every": "updates between validations",
     "validate_bytes": "bytes scored in each of them, spread over the split", "generate_every": "updates between samples",
     "generate_length": "new bytes in each sample", "prime_length": "bytes of its prompt", "checkpoint_every": "updates between checkpoints",
@@ -104,6 +105,13 @@ def train_parser() -> argparse.ArgumentParser:
         f"{', '.join(DOWNLOADS)} (downloaded once); default: the built-in corpus",
     )
     data.add_argument(
+        "--valid_fraction",
+        type=float,
+        default=argparse.SUPPRESS,
+        metavar="N",
+        help="share of a file (its end) or folder (whole files) that is kept for validation (default 0.1)",
+    )
+    data.add_argument(
         "--out_dir",
         default=argparse.SUPPRESS,
         metavar="FOLDER",
@@ -126,6 +134,12 @@ def train_parser() -> argparse.ArgumentParser:
         default=argparse.SUPPRESS,
         metavar="FOLDER",
         help="at the end, write config.json and model.safetensors there",
+    )
+    data.add_argument(
+        "--int8",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="export matrices as int8, with one scale a row: a quarter of the size",
     )
     add_fields(parser.add_argument_group("the run"), TrainConfig, RUN_HELP)
     parser.add_argument(
@@ -263,7 +277,7 @@ def is_sound(state: dict) -> bool:
     notes, data, best = state["notes"], state["data"], state["best"]
     texts = [notes["tokenizer"], data["name"], data["sha256"], *([] if notes["filepath"] is None else [notes["filepath"]])]
     counts = [state["update"], state["samples"], data["size"], *([] if best is None else [best["update"]])]
-    number = best is None or isinstance(best["bits_per_byte"], int | float)
+    number = (best is None or isinstance(best["bits_per_byte"], int | float)) and isinstance(notes["valid_fraction"], float)
     trees = isinstance(state["optimizer"], dict) and isinstance(state["random"], list)
     return all(isinstance(text, str) for text in texts) and all(map(count, counts)) and number and trees
 
@@ -277,6 +291,7 @@ def read_checkpoint(path: Path) -> dict:
     "A checkpoint of a training run. Raises CheckpointError unless it is whole and holds the weights that its configuration describes."
     state = load_checkpoint(path)
     try:
+        state["notes"] = {"valid_fraction": 0.1} | state["notes"]  # an older NYX knew no other
         config, run = NYXConfig.from_dict(state["model_config"]), TrainConfig.from_dict(state["train_config"])
         with torch.device("meta"):
             model = NYX(config)
@@ -377,6 +392,8 @@ def plan_new(flags: dict) -> tuple[NYXConfig | None, TrainConfig, dict]:
     run = TrainConfig.from_dict({name: flags[name] for name in (*RUN_HELP, "precision", "compile", "activation_checkpointing") if name in flags})
     shape = None if "weights" in flags else NYXConfig.from_dict(typed_shape(flags))
     lora = None
+    if "valid_fraction" in flags and flags.get("filepath") in (None, *DOWNLOADS):
+        raise ValueError("--valid_fraction splits a file or folder of your own: name it with --filepath, or leave the flag out")
     if "lora_name" in flags and "lora_rank" not in flags:
         raise ValueError("--lora_name needs --lora_rank: without a rank the whole model is trained")
     if "lora_rank" in flags:
@@ -391,7 +408,8 @@ def plan_new(flags: dict) -> tuple[NYXConfig | None, TrainConfig, dict]:
             "rank": flags["lora_rank"],
             "alpha": 2.0 * flags["lora_rank"],
         }
-    return shape, run, {"filepath": flags.get("filepath"), "tokenizer": flags.get("tokenizer", "bytes"), "lora": lora}
+    notes = {name: flags.get(name, default) for name, default in (("filepath", None), ("valid_fraction", 0.1), ("tokenizer", "bytes"))}
+    return shape, run, notes | {"lora": lora}
 
 # %% ../nbs/lib/cli.ipynb #c38d1495
 def plan_resume(flags: dict, state: dict, path: Path) -> tuple[NYXConfig, TrainConfig, dict]:
@@ -400,7 +418,7 @@ def plan_resume(flags: dict, state: dict, path: Path) -> tuple[NYXConfig, TrainC
         raise ValueError("--weights starts a new run and --checkpoint_path goes on with an old one: give one of them")
     if "export" in flags and state["notes"]["lora"]:
         raise ValueError("--export writes a whole model and this run trains an adapter, which is written anyway: leave it out")
-    held = asdict(TrainConfig()) | state["train_config"] | state["model_config"] | {"tokenizer": state["notes"]["tokenizer"]}
+    held = asdict(TrainConfig()) | state["train_config"] | state["model_config"] | {name: state["notes"][name] for name in ("tokenizer", "valid_fraction")}
     held |= {f"lora_{key}": (state["notes"]["lora"] or {}).get(key) for key in ("rank", "name")}
     typed = typed_shape(flags) | {
         name: value for name, value in flags.items() if name in held and name != "num_batches"
@@ -478,7 +496,7 @@ def prepare(flags: dict) -> tuple[Trainer, dict]:
     if notes["filepath"] is not None and not is_unicode(notes["filepath"]):
         raise ValueError(f"--filepath was {notes['filepath']!r}, a name that is not valid Unicode and fits into no checkpoint: rename it")
     out_dir = Path(flags.get("out_dir", path.parent if path else "weights"))
-    corpus = load_corpus(notes["filepath"], load_tokenizer(notes["tokenizer"]))
+    corpus = load_corpus(notes["filepath"], load_tokenizer(notes["tokenizer"]), notes["valid_fraction"])
     require_length(corpus, run.seq_len)
     if state is not None:
         check_data(corpus, state)
@@ -625,6 +643,8 @@ def train(argv: Sequence[str] | None = None) -> None:
     "train.py: train a model as the flags say."
     flags = vars(train_parser().parse_args(argv))
     set_threads(flags)
+    if "int8" in flags and "export" not in flags:
+        raise ValueError("--int8 says how weights are exported: add --export FOLDER, or leave it out")
     trainer, notes = prepare(flags)
     report = Report(trainer) if trainer.main else None
     if report:
@@ -659,7 +679,7 @@ def finish(trainer: Trainer, model: NYX, flags: dict, notes: dict, report: Repor
         save_adapter(model, notes["lora"]["name"], path)
         report.say(f"wrote the adapter {path}")
     if "export" in flags:
-        model.save_pretrained(flags["export"])
+        model.save_pretrained(flags["export"], int8="int8" in flags)
         report.say(f"wrote {flags['export']}/config.json and model.safetensors")
 
 

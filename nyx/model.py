@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['LIMITS', 'PRESETS', 'LOGITS', 'CHUNKS', 'swiglu', 'Block', 'NYXConfig', 'preset', 'Transformer', 'evaluating', 'Kept',
-           'Writer', 'is_hub_name', 'fetch_from_hub', 'read_folder_config', 'NYX']
+           'Writer', 'is_hub_name', 'fetch_from_hub', 'read_folder_config', 'rounded', 'load_weights', 'NYX']
 
 # %% ../nbs/model.ipynb #843ef594
 import json
@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .attention import AttentionHeads, KVCache, next_rotations
-from .checkpoint import CheckpointError, atomic_write, load_tensors, read_config, save_tensors
-from .decode import Decoder, LookUp, SmallModel, speculate
+from .checkpoint import CheckpointError, atomic_write, load_tensors, read_config, read_header, save_tensors
+from .decode import Decoder, LookUp, SmallModel, round_rows, speculate
 from .lora import Target, active_adapters, adapter_names, effective_weight
 from .rotary import Rotary, Rotation
 from .sampling import Sampling, generate_tokens, stream_text
@@ -141,6 +141,7 @@ class NYXConfig:
 PRESETS = {
     "nyx-30m": NYXConfig(),
     "nyx-gpt2": NYXConfig(vocab_size=50257),
+    "nyx-4m": NYXConfig(model_dim=256, layer_depth=4, num_attention_heads=4),
     "nyx-mini": NYXConfig(model_dim=128, layer_depth=2, num_attention_heads=4, head_dim=32, ff_mult=2),
 }
 
@@ -382,14 +383,36 @@ def read_folder_config(folder: Path) -> NYXConfig:
     except (TypeError, ValueError) as e:
         raise CheckpointError(f"{folder / 'config.json'} is no NYX configuration: {e}") from None
 
+# %% ../nbs/model.ipynb #943debf2
+def rounded(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    "Weights to keep: each matrix as int8 and, under its name with `.scale`, one number a row; gains as they are."
+    kept = dict(weights)
+    for name, weight in weights.items():
+        if weight.dim() == 2:
+            kept[name], kept[f"{name}.scale"] = round_rows(weight)
+    return kept
+
+
+def load_weights(path: Path, expected: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    "The weights in a file, whether they were `rounded` or not. Raises CheckpointError unless they are those `expected`, and finite."
+    found, _ = read_header(path)
+    scaled = [name for name in expected if name in found and found[name][0] == torch.int8]
+    tensors = load_tensors(path, {**expected, **{f"{name}.scale": expected[name][:1] for name in scaled}})
+    for name in scaled:
+        tensors[name] = tensors[name].float() * tensors.pop(f"{name}.scale").float()[:, None]
+        if not tensors[name].isfinite().all():
+            raise CheckpointError(f"{path}: {name!r} times its scale is infinite; use other weights")
+    return tensors
+
 # %% ../nbs/model.ipynb #27b754cd
 class NYX(Transformer, Writer, PyTorchModelHubMixin):
     __doc__ = Transformer.__doc__
 
-    def save_pretrained(self, save_directory: str | Path, *, push_to_hub: bool = False, repo_id: str | None = None, config=None,
-                        model_card_kwargs: dict | None = None, **push_options) -> str | None:  # fmt: skip
+    def save_pretrained(self, save_directory: str | Path, *, int8: bool = False, push_to_hub: bool = False, repo_id: str | None = None,
+                        config=None, model_card_kwargs: dict | None = None, **push_options) -> str | None:  # fmt: skip
         """Write config.json and model.safetensors, each whole or not at all. With `push_to_hub`, send them to the Hub as well.
 
+        `int8` rounds every matrix to whole numbers with one scale a row: a quarter of the size.
         `config` and `model_card_kwargs` are what the mixin's `push_to_hub` hands over; the model's own configuration is written.
         """
         if names := adapter_names(self):
@@ -398,9 +421,8 @@ class NYX(Transformer, Writer, PyTorchModelHubMixin):
             )
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
-        save_tensors(
-            folder / "model.safetensors", {name: t.detach() for name, t in self.state_dict().items()}, {"format": "pt"}
-        )
+        weights = {name: t.detach() for name, t in self.state_dict().items()}
+        save_tensors(folder / "model.safetensors", rounded(weights) if int8 else weights, {"format": "pt"})
         text = json.dumps(asdict(self.config), indent=2) + "\n"
         atomic_write(folder / "config.json", lambda file: file.write(text.encode()))
         return self.push_to_hub(repo_id or folder.name, **push_options) if push_to_hub else None
@@ -416,5 +438,5 @@ class NYX(Transformer, Writer, PyTorchModelHubMixin):
         with torch.device("meta"):
             model = cls(config)
         expected = {key: tuple(t.shape) for key, t in model.state_dict().items()}
-        model.load_state_dict(load_tensors(folder / "model.safetensors", expected), strict=True, assign=True)
+        model.load_state_dict(load_weights(folder / "model.safetensors", expected), strict=True, assign=True)
         return model.requires_grad_(True)

@@ -57,6 +57,8 @@ class TrainConfig:
     learning_rate: float = 1e-4  # at its highest
     warmup_batches: int = 100  # updates over which it rises; at most a tenth of the run
     final_rate: float = 0.1  # where it ends, as a share of the highest
+    beta1: float = 0.9  # of Lion: how much of the momentum the step's sign hears
+    beta2: float = 0.99  # of Lion: how much of the momentum stays
     weight_decay: float = 0.1  # of matrices; gains are left alone
     clip: float = 1.0  # largest norm of a gradient
     validate_every: int = 100  # updates
@@ -82,6 +84,8 @@ class TrainConfig:
             ("clip", 0, math.inf),
             ("final_rate", -1, 1),
             ("weight_decay", -1, 100),
+            ("beta1", -1, 1),
+            ("beta2", -1, 1),
         ):
             value = getattr(self, name)
             if not (
@@ -224,7 +228,7 @@ class Trainer:
         objective = Objective(model)
         refuse_beyond_memory(self, objective)
         objective = torch.compile(objective) if config.compile else objective
-        optimizer = Lion(parameter_groups(model, config.weight_decay), lr=config.learning_rate)
+        optimizer = Lion(parameter_groups(model, config.weight_decay), config.learning_rate, (config.beta1, config.beta2))
         torch.manual_seed(config.seed + 1_000_003 * self.accelerator.process_index)
         self.objective, self.optimizer = self.accelerator.prepare(objective, optimizer)
 
