@@ -16,7 +16,7 @@ PACKAGE := $(VENV)/.package
 export JUPYTER_PLATFORM_DIRS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: bench help doctor lab learn test test-browser test-nightly sync export run notebooks band teaching lint format docs clean
+.PHONY: bench help doctor lab learn test test-browser test-nightly sync export run notebooks band race teaching lint format docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -88,6 +88,9 @@ format: $(PACKAGE) ## let ruff put code in order
 bench: $(PACKAGE) ## measure speed beside other libraries, in turns; writes benchmarks/results.md (about 15 minutes)
 	$(PIP) install --quiet --progress-bar off --no-deps -r benchmarks/requirements.txt
 	$(BIN)/python benchmarks/bench.py $(SECTIONS)
+
+race: $(PACKAGE) ## the race on Tiny Shakespeare: the baseline, then NYX from five seeds; writes nbs/race.json (12 minutes)
+	$(BIN)/python benchmarks/race.py
 
 docs: $(PACKAGE) ## build the docs into _docs/html (needs npm for the scripts that show formulas and widgets)
 	$(PIP) install --quiet --progress-bar off -r requirements.txt -r requirements-docs.txt

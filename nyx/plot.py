@@ -3,9 +3,9 @@
 # %% auto #0
 __all__ = ['COLOURS', 'STYLE', 'CHAPTERS', 'axes', 'to_png', 'show', 'knobs', 'slider', 'matrix', 'fan', 'clocks',
            'score_over_distance', 'rotation_knobs', 'xpos_knobs', 'attention_steps', 'memory_curve', 'readable',
-           'attention_knobs', 'spectra', 'rank_knobs', 'two_curves', 'next_bytes', 'sampling_knobs', 'gate',
-           'fused_rows', 'parameter_bars', 'roofline', 'waterfall', 'table', 'schedule', 'loss_curve', 'watch', 'ring',
-           'pipeline', 'memory_bars', 'course_map', 'measured', 'prompt_box']
+           'attention_knobs', 'spectra', 'rank_knobs', 'two_curves', 'against_time', 'next_bytes', 'sampling_knobs',
+           'gate', 'fused_rows', 'parameter_bars', 'roofline', 'waterfall', 'table', 'schedule', 'loss_curve', 'watch',
+           'ring', 'pipeline', 'memory_bars', 'course_map', 'measured', 'prompt_box']
 
 # %% ../nbs/lib/plot.ipynb #c8198d6d
 import base64
@@ -330,6 +330,19 @@ def two_curves(curves: dict, ylabel: str, alt: str) -> None:
         smooth = np.convolve(np.asarray(values), np.ones(5) / 5, mode="valid")
         ax.plot(np.arange(2, len(values) - 2), smooth, dash, label=label)
     ax.set(xlabel="step", ylabel=f"{ylabel}, mean of 5")
+    ax.legend()
+    show(figure, alt)
+
+# %% ../nbs/lib/plot.ipynb #261030b7
+def against_time(curves: dict[str, Sequence], ylabel: str, alt: str) -> None:
+    "Values against seconds: for each label one or more curves of (seconds, value), told apart by colour, dash and mark."
+    figure, ax = axes(width=7.5, height=3.2)
+    for i, (label, runs) in enumerate(curves.items()):
+        for j, run in enumerate(runs):
+            seconds, values = zip(*run)
+            ax.plot(seconds, values, ("-", "--", ":", "-.")[i % 4], marker="os^D"[i % 4], ms=4, color=COLOURS[i], label=None if j else label)
+    ax.set(xlabel="seconds", ylabel=ylabel, xlim=(0, None))
+    ax.grid(color="#dddddd")
     ax.legend()
     show(figure, alt)
 
