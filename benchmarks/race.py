@@ -36,7 +36,7 @@ from torch import nn
 SEEDS = 5
 POINTS = 8  # along a curve
 RECIPE = """--model_dim 128 --layer_depth 4 --num_attention_heads 4 --head_dim 32 --precision bf16 --gradient_accumulate_every 1
-    --batch_size 4 --seq_len 256 --learning_rate 6e-4 --warmup_batches 50 --final_rate 0 --weight_decay 1.0""".split()
+    --batch_size 4 --seq_len 192 --learning_rate 9e-4 --warmup_batches 50 --final_rate 0 --weight_decay 5.0""".split()
 BASELINE = {"vocab": 65, "dim": 128, "depth": 4, "heads": 4, "block": 64, "batch": 12}
 UPDATES, RATE, LEAST, WARMUP = 2000, 1e-3, 1e-4, 100  # of the baseline
 
