@@ -3,10 +3,10 @@
 # %% auto #0
 __all__ = ['SHAPE_HELP', 'RUN_HELP', 'LONGEST_PROMPT', 'add_fields', 'base_parser', 'train_parser', 'test_parser', 'friendly',
            'typed_shape', 'contradictions', 'is_sound', 'is_unicode', 'read_checkpoint', 'read_weights',
-           'restore_adapter', 'fits', 'find_weights', 'describe', 'shape_flags', 'plan_new', 'plan_resume', 'processes',
-           'tell_of_processes', 'open_checkpoint', 'check_data', 'check_folder', 'prepare', 'refuse_beyond_memory',
-           'Report', 'clock', 'loss_picture', 'train', 'finish', 'set_threads', 'train_main', 'read_draft', 'write',
-           'test_main']
+           'restore_adapter', 'fits', 'find_weights', 'describe', 'shape_flags', 'plan_new', 'plan_resume',
+           'choose_tokenizer', 'processes', 'tell_of_processes', 'open_checkpoint', 'check_data', 'check_folder',
+           'prepare', 'refuse_beyond_memory', 'Report', 'clock', 'loss_picture', 'train', 'finish', 'set_threads',
+           'train_main', 'read_draft', 'write', 'test_main']
 
 # %% ../nbs/lib/cli.ipynb #e4b71eb1
 import argparse
@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from .checkpoint import CheckpointError, latest_checkpoint, list_checkpoints, load_checkpoint
 from .decode import PRECISIONS
-from .data import DOWNLOADS, Corpus, DataError, load_corpus, load_tokenizer, require_length
+from .data import DOWNLOADS, TOKENIZERS, Corpus, DataError, Tokenizer, load_corpus, load_tokenizer, require_length, unfinished_utf8
 from .lora import add_adapter, load_adapter, save_adapter, train_adapter
 from .model import NYX, PRESETS, NYXConfig, preset, read_folder_config
 from .sampling import Sampling
@@ -34,7 +34,7 @@ from .training import TrainConfig, Trainer, TrainingError, for_processes, parame
 
 # %% ../nbs/lib/cli.ipynb #da13cbcf
 SHAPE_HELP = {
-    "vocab_size": "tokens the model knows; 256 for bytes", "model_dim": "channels", "layer_depth": "blocks",
+    "vocab_size": "tokens the model knows; 256 for bytes, 50257 for GPT-2's", "model_dim": "channels", "layer_depth": "blocks",
     "num_attention_heads": "query heads", "head_dim": "channels of a head, even", "num_kv_heads": "key-value heads; must divide the query heads",
     "ff_mult": "width of the feed-forward layer, in model_dims", "attn_dropout": "probability of dropping an attention weight",
     "ff_dropout": "probability of dropping a feed-forward channel",
@@ -46,7 +46,7 @@ RUN_HELP = {
     "beta1": "Lion's share of momentum in a step", "beta2": "Lion's share of momentum kept",
     "weight_decay": "Lion's weight decay, on matrices", "clip": "largest norm of the gradient", "validate_every": "updates between validations",
     "validate_bytes": "bytes scored in each of them, spread over the split", "generate_every": "updates between samples",
-    "generate_length": "new bytes in each sample", "prime_length": "bytes of its prompt", "checkpoint_every": "updates between checkpoints",
+    "generate_length": "new tokens in each sample", "prime_length": "tokens of its prompt", "checkpoint_every": "updates between checkpoints",
     "keep": "newest checkpoints kept, besides the best", "seed": "of weights, windows and dropout",
 }  # fmt: skip
 
@@ -88,7 +88,7 @@ def base_parser(description: str) -> argparse.ArgumentParser:
         "--tokenizer",
         choices=["bytes", "gpt2"],
         default=argparse.SUPPRESS,
-        help="how text becomes tokens (default bytes)",
+        help="how text becomes tokens (default: bytes for a vocab_size of 256, gpt2 for 50257)",
     )
     return parser
 
@@ -388,7 +388,7 @@ def shape_flags(typed: dict) -> str:
 
 # %% ../nbs/lib/cli.ipynb #7971229b
 def plan_new(flags: dict) -> tuple[NYXConfig | None, TrainConfig, dict]:
-    "The shape, the training settings and the notes of a new run; the shape is None if --weights decides it."
+    "The shape, the training settings and the notes of a new run; what --weights or the shape decides is None."
     run = TrainConfig.from_dict({name: flags[name] for name in (*RUN_HELP, "precision", "compile", "activation_checkpointing") if name in flags})
     shape = None if "weights" in flags else NYXConfig.from_dict(typed_shape(flags))
     lora = None
@@ -408,7 +408,7 @@ def plan_new(flags: dict) -> tuple[NYXConfig | None, TrainConfig, dict]:
             "rank": flags["lora_rank"],
             "alpha": 2.0 * flags["lora_rank"],
         }
-    notes = {name: flags.get(name, default) for name, default in (("filepath", None), ("valid_fraction", 0.1), ("tokenizer", "bytes"))}
+    notes = {name: flags.get(name, default) for name, default in (("filepath", None), ("valid_fraction", 0.1), ("tokenizer", None))}
     return shape, run, notes | {"lora": lora}
 
 # %% ../nbs/lib/cli.ipynb #c38d1495
@@ -432,6 +432,19 @@ def plan_resume(flags: dict, state: dict, path: Path) -> tuple[NYXConfig, TrainC
         )
     notes = state["notes"] | ({"filepath": flags["filepath"]} if "filepath" in flags else {})
     return NYXConfig.from_dict(state["model_config"]), TrainConfig.from_dict(settings), notes
+
+# %% ../nbs/lib/cli.ipynb #aed23436
+def choose_tokenizer(typed: str | None, vocab_size: int, where: str) -> Tokenizer:
+    "The tokenizer of a model: the one that was typed, or the one with as many tokens; ValueError if they do not agree."
+    sizes = {name: kind.vocab_size for name, kind in TOKENIZERS.items()}
+    fitting = next((name for name, size in sizes.items() if size == vocab_size), None)
+    if fitting is None:
+        known = " or ".join(f"{size} (--tokenizer {name})" for name, size in sizes.items())
+        raise ValueError(f"{where} has vocab_size {vocab_size}, which no tokenizer has: it must be {known}")
+    if typed in sizes and typed != fitting:
+        goes = f"--tokenizer {typed} goes with --vocab_size {sizes[typed]}"
+        raise ValueError(f"{goes}, and {where} has {vocab_size}: its tokenizer is {fitting}")
+    return load_tokenizer(typed or fitting)
 
 # %% ../nbs/lib/cli.ipynb #3f0be599
 def processes() -> int:
@@ -496,7 +509,12 @@ def prepare(flags: dict) -> tuple[Trainer, dict]:
     if notes["filepath"] is not None and not is_unicode(notes["filepath"]):
         raise ValueError(f"--filepath was {notes['filepath']!r}, a name that is not valid Unicode and fits into no checkpoint: rename it")
     out_dir = Path(flags.get("out_dir", path.parent if path else "weights"))
-    corpus = load_corpus(notes["filepath"], load_tokenizer(notes["tokenizer"]), notes["valid_fraction"])
+    torch.manual_seed(run.seed)
+    model = read_weights(flags["weights"], typed_shape(flags)) if shape is None else None
+    vocab_size = (model.config if shape is None else shape).vocab_size
+    tokenizer = choose_tokenizer(notes["tokenizer"], vocab_size, str(path or flags.get("weights", "the model")))
+    notes = notes | {"tokenizer": tokenizer.name}
+    corpus = load_corpus(notes["filepath"], tokenizer, notes["valid_fraction"])
     require_length(corpus, run.seq_len)
     if state is not None:
         check_data(corpus, state)
@@ -508,10 +526,7 @@ def prepare(flags: dict) -> tuple[Trainer, dict]:
             raise ValueError(f"--{name} was {place}, and {there.name} is a file: name a folder")
     if shape is not None:
         refuse_beyond_memory(shape)
-    torch.manual_seed(run.seed)
-    model = read_weights(flags["weights"], typed_shape(flags)) if shape is None else NYX(shape)
-    if corpus.tokenizer.vocab_size != model.config.vocab_size:
-        raise ValueError(f"vocab_size was {model.config.vocab_size}: the tokenizer {corpus.tokenizer.name} has {corpus.tokenizer.vocab_size}")
+        model = NYX(shape)
     if notes["lora"]:
         if state is None:
             add_adapter(
@@ -729,13 +744,11 @@ def write(argv: Sequence[str] | None = None) -> None:
         load_adapter(model, flags["adapter"])
     if len(prompt) > LONGEST_PROMPT:
         raise ValueError(f"--sample_prompt has {len(prompt):,} bytes, and reading takes time that grows with their square: give at most {LONGEST_PROMPT:,}")
-    tokenizer = load_tokenizer(flags.get("tokenizer", "bytes" if model.config.vocab_size == 256 else "gpt2"))
-    if tokenizer.vocab_size != model.config.vocab_size:
-        sizes = f"{tokenizer.vocab_size} tokens and {path} knows {model.config.vocab_size}"
-        raise ValueError(f"--tokenizer {tokenizer.name} has {sizes}: choose the one it was trained with")
+    tokenizer = choose_tokenizer(flags.get("tokenizer"), model.config.vocab_size, str(path))
     settings |= {"precision": flags["precision"], "draft": read_draft(flags["draft"], model) if "draft" in flags else None}
     print(f"weights {path}: {describe(asdict(model.config))}", file=sys.stderr)
-    print(prompt.decode(errors="replace"), end="", flush=True)
+    whole = len(prompt) - unfinished_utf8(prompt)  # a character cut at the end is written once, with what completes it
+    print(prompt[:whole].decode(errors="replace"), end="", flush=True)
     for text in model.stream(prompt, flags["generate_length"], **settings, seed=flags["seed"], tokenizer=tokenizer):
         print(text, end="", flush=True)
     print()

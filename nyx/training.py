@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from nyx.checkpoint import (
     CheckpointError, RunLock, atomic_write, checkpoint_path, latest_checkpoint, prune, random_state, save_checkpoint, set_random_state,
 )  # fmt: skip
-from .data import Corpus, Tokenizer, eval_windows, release, window_batch, window_starts
+from .data import Corpus, Tokenizer, eval_windows, release, trim_utf8, window_batch, window_starts
 from .memory import activation_bytes, free_memory, require_memory
 from .model import NYX, evaluating
 from .sharding import gather, scatter, scatter_optimizer, whole_model
@@ -64,8 +64,8 @@ class TrainConfig:
     validate_every: int = 100  # updates
     validate_bytes: int = 65_536  # scored each time, spread evenly over the validation split
     generate_every: int = 500  # updates
-    generate_length: int = 512  # new bytes of each sample
-    prime_length: int = 128  # bytes of its prompt
+    generate_length: int = 512  # new tokens of each sample
+    prime_length: int = 128  # tokens of its prompt
     checkpoint_every: int = 500  # updates
     keep: int = 3  # newest checkpoints kept, besides the best
     seed: int = 0
@@ -140,7 +140,8 @@ def evaluate(
             ids = torch.from_numpy(np.stack([tokens[start:stop] for start, stop, _ in batch]).astype(np.int64)).to(
                 device
             )
-            losses = F.cross_entropy(model(ids[:, :-1]).mT.float(), ids[:, 1:], reduction="none")
+            logits, targets = model(ids[:, :-1]).flatten(0, 1).float(), ids[:, 1:]
+            losses = F.cross_entropy(logits, targets.flatten(), reduction="none").view_as(targets)
             for row, (start, stop, first) in zip(losses, batch):
                 nats += row[first - start - 1 :].cpu().double().sum().item()
                 scored += int(tokenizer.byte_lengths(tokens[first:stop]).sum())
@@ -348,7 +349,8 @@ def write_sample(trainer: Trainer, model: NYX) -> dict:
     text = "".join(
         model.stream(prompt, c.generate_length, temperature=0.8, seed=trainer.update, tokenizer=tokenizer)
     )
-    return {"event": "sample", "update": trainer.update, "prompt": prompt.decode(errors="replace"), "text": text}
+    shown = trim_utf8(prompt).decode(errors="replace")  # a character cut at its end comes whole with the text
+    return {"event": "sample", "update": trainer.update, "prompt": shown, "text": text}
 
 
 def tokens_per_byte(trainer: Trainer) -> float:
