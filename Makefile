@@ -55,7 +55,7 @@ test-browser: docs ## see the docs site and JupyterLab in a real browser (needs 
 	$(BIN)/python -m pytest tests/browser $(PYTEST_FLAGS)
 
 test-nightly: $(PACKAGE) ## the long tests that `make test` leaves out: many kills, many examples
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -m nightly $(PYTEST_FLAGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests --ignore tests/browser -m nightly $(PYTEST_FLAGS)
 
 sync: $(PACKAGE) ## check that nyx/ is exactly what the notebooks export
 	$(BIN)/python tools/check_sync.py
