@@ -32,7 +32,7 @@ warnings.filterwarnings("ignore")
 import torch
 
 from nyx.cli import prepare, set_threads, train_parser
-from nyx.data import gpt2_folder
+from nyx.data import VocabularyUnavailable, gpt2_folder
 from nyx.training import evaluate
 
 HEADS = "--head_dim 32 --layer_depth 4"
@@ -125,7 +125,10 @@ def main() -> None:
     folder = Path(os.environ.get("NYX_DATA", ""))
     if not all((folder / f"books-{part}.txt.xz").is_file() for part in ("train", "valid")):
         sys.exit("NYX_DATA must name a folder with books-train.txt.xz and books-valid.txt.xz")
-    gpt2_folder()  # raises, in a sentence, where GPT-2's files are not here
+    try:
+        gpt2_folder()
+    except VocabularyUnavailable as e:
+        sys.exit(str(e))
     with tempfile.TemporaryDirectory() as place:
         text = Path(place, "books.txt")
         valid = one_text(folder, text)
