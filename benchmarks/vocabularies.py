@@ -42,7 +42,7 @@ MODELS = {
 }
 BOTH = "--seq_len 1024 --gradient_accumulate_every 1 --learning_rate 1e-3 --precision bf16 --validate_bytes 16384 --threads 1"
 POINTS = 4  # validations of a run, evenly spread; the last is at its end
-LAST = 131_072  # bytes scored there
+LAST = 65_536  # bytes scored there
 NEVER = 10**9
 
 
@@ -72,8 +72,8 @@ def seconds_per_update(name: str, text: Path, out_dir: Path) -> float:
 
 def train(name: str, seed: int, seconds: float, text: Path, out_dir: Path) -> dict:
     """One run: bits per byte against seconds."""
-    updates = max(POINTS, round(seconds / seconds_per_update(name, text, out_dir / "timed")))
-    often = -(-updates // POINTS)
+    often = max(1, round(seconds / POINTS / seconds_per_update(name, text, out_dir / "timed")))
+    updates = POINTS * often
     trainer = trainer_of(name, text, out_dir / "run", num_batches=updates, validate_every=often, generate_every=NEVER,
                          checkpoint_every=NEVER, seed=seed)  # fmt: skip
     model, tokens_per_update = trainer.model, trainer.config.batch_size * trainer.config.seq_len
