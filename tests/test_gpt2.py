@@ -316,7 +316,7 @@ def test_characters_that_are_split_over_tokens_come_whole(call, folder, vocabula
 def test_every_way_of_writing_takes_a_wide_vocabulary(call, folder, vocabulary):
     """int8, bfloat16 and guessing ahead, from an emoji, from bytes that are no text, from a text that repeats."""
     small_model(vocab_size=50_257, seed=4).save_pretrained(folder / "small")
-    again = "the cat saw the bird, " * 6
+    again = ("the cat saw the bird, " * 6).strip()  # its end was there before, so that there is something to guess
     ask = {"weights": "small", "generate_length": 20, "seed": 1, "temperature": 0, "precision": "float32"}
     plain = call("test.py", *flags(ask, sample_prompt=again))
     for more in ({"draft": "text"}, {"draft": "small"}):
