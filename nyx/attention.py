@@ -47,7 +47,7 @@ def causal_attention(
     """
     n, m = q.shape[-2], k.shape[-2]
     on_cpu = q.device.type == "cpu" and q.dtype == torch.bfloat16
-    if on_cpu and mask is None and dropout == 0 and n == m >= 2 * BLOCK and q.shape[1] >= 4 * k.shape[1]:
+    if on_cpu and mask is None and dropout == 0 and n == m >= BLOCK // 2 and q.shape[1] >= 4 * k.shape[1]:
         return block_attention(q, k, v)
     if mask is None and 1 < n < m:
         mask = causal_mask(n, m, q.device)
@@ -56,7 +56,7 @@ def causal_attention(
     )
 
 # %% ../nbs/attention.ipynb #5a5f78dd
-BLOCK = 128  # queries at a time
+BLOCK = 64  # queries at a time
 
 
 def query_blocks(

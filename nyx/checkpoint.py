@@ -591,7 +591,7 @@ def set_random_state(state: dict) -> None:
     before = random_state()
     try:
         _set_random_state(state)
-    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, RuntimeError, AttributeError, ArithmeticError) as error:
         _set_random_state(before)
         raise CheckpointError(f"The saved random state is unusable ({error}): use an older checkpoint.") from None
 

@@ -55,6 +55,8 @@ def token_ids(
     if isinstance(tokens, Tensor) and tokens.is_floating_point():
         raise DataError(f"tokens must be whole numbers, got a tensor of {tokens.dtype}")
     ids = tokens.detach().cpu().numpy() if isinstance(tokens, Tensor) else np.asarray(tokens)
+    if ids.ndim > 1 and not isinstance(tokens, Tensor | np.ndarray):
+        raise DataError(f"tokens must be a flat sequence, got one nested {ids.ndim} deep: give a tensor, or the inner sequences one by one")
     ids = ids.reshape(-1) if ids.size else np.zeros(0, np.int64)
     if ids.dtype.kind not in "iu":
         raise DataError(f"tokens must be whole numbers, got an array of {ids.dtype}")
@@ -193,7 +195,7 @@ def locked(path: Path) -> Iterator[None]:
         lock.release()
 
 # %% ../nbs/data.ipynb #f384ae1a
-_BAR = {"unit": "B", "unit_scale": True, "delay": 3}  # progress bars count bytes and show up after three seconds
+_BAR = {"unit": "B", "unit_scale": True, "delay": 3, "mininterval": 1}  # bars count bytes, show up after three seconds, move once a second
 
 
 def read_chunks(path: Path, size: int = 2**20) -> Iterator[bytes]:

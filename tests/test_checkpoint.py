@@ -21,7 +21,9 @@ from nyx.checkpoint import (
     latest_checkpoint,
     list_checkpoints,
     load_checkpoint,
+    random_state,
     save_checkpoint,
+    set_random_state,
 )
 
 posix = pytest.mark.skipif(os.name != "posix", reason="signals and limits of this kind are POSIX only")
@@ -300,3 +302,24 @@ def test_bombs_cost_no_memory(tmp_path):
     refused, mebibytes = map(int, run(code, tmp_path).split())
     assert refused == 8
     assert mebibytes < 64
+
+
+@pytest.mark.parametrize(
+    ("generator", "part", "value"),
+    [
+        ("python", "words", torch.zeros(2, dtype=torch.int64)),
+        ("python", "gauss", []),
+        ("numpy", "keys", torch.zeros(2, dtype=torch.int64)),
+        ("numpy", "keys", torch.tensor(0)),
+        ("numpy", "rest", []),
+        ("numpy", "rest", [1]),
+        ("numpy", "name", 7),
+    ],
+)
+def test_a_strange_random_state_is_refused_and_nothing_changes(generator, part, value):
+    state, before = random_state(), random_state()
+    state[generator][part] = value
+    with pytest.raises(CheckpointError, match="random state"):
+        set_random_state(state)
+    after = random_state()
+    assert str(after["python"]) == str(before["python"]) and torch.equal(after["numpy"]["keys"], before["numpy"]["keys"])
