@@ -16,7 +16,7 @@ PACKAGE := $(VENV)/.package
 export JUPYTER_PLATFORM_DIRS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: bench help doctor lab learn test test-browser test-nightly sync export run notebooks band race teaching lint format docs clean
+.PHONY: bench help doctor lab learn test test-browser test-nightly sync export run notebooks band ablations race teaching lint format docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -74,6 +74,9 @@ notebooks: $(PACKAGE) ## execute all notebooks and store their outputs, times me
 
 band: $(PACKAGE) ## record the band of loss curves that training exercises are drawn over (a minute)
 	$(BIN)/python tools/record_band.py
+
+ablations: $(PACKAGE) ## record the runs of the ablations lesson; stopped, it goes on where it was (about 15 minutes of one core)
+	$(BIN)/python tools/record_ablations.py
 
 teaching: $(PACKAGE) ## fill in the tables of docs/teaching.md
 	$(BIN)/python tools/write_teaching.py

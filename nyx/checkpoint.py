@@ -598,8 +598,11 @@ def set_random_state(state: dict) -> None:
 # %% ../nbs/lib/checkpoint.ipynb #94732152
 def _set_random_state(state: dict) -> None:
     python, numpy = state["python"], state["numpy"]
+    if not isinstance(python["gauss"], float | None):  # Python takes anything, and fails at the next draw
+        raise TypeError(f"gauss is {python['gauss']!r:.40}")
+    position, has_gauss, cached = numpy["rest"]
     random.setstate((python["version"], tuple(python["words"].tolist()), python["gauss"]))
-    np.random.set_state((numpy["name"], numpy["keys"].numpy().astype(np.uint32), *numpy["rest"]))
+    np.random.set_state((numpy["name"], numpy["keys"].numpy().astype(np.uint32), position, has_gauss, cached))
     torch.set_rng_state(state["torch"])
     if torch.cuda.is_available():
         for device, generator in enumerate(state["cuda"][: torch.cuda.device_count()]):

@@ -5,7 +5,7 @@ __all__ = ['COLOURS', 'STYLE', 'CHAPTERS', 'axes', 'to_png', 'show', 'knobs', 's
            'score_over_distance', 'rotation_knobs', 'xpos_knobs', 'attention_steps', 'memory_curve', 'readable',
            'attention_knobs', 'spectra', 'rank_knobs', 'two_curves', 'against_time', 'next_bytes', 'sampling_knobs',
            'gate', 'fused_rows', 'parameter_bars', 'roofline', 'waterfall', 'table', 'schedule', 'loss_curve', 'watch',
-           'ring', 'pipeline', 'memory_bars', 'course_map', 'measured', 'prompt_box']
+           'ring', 'pipeline', 'memory_bars', 'spread', 'spread_curves', 'course_map', 'measured', 'prompt_box']
 
 # %% ../nbs/lib/plot.ipynb #c8198d6d
 import base64
@@ -589,6 +589,43 @@ def memory_bars(ways: dict[str, tuple[float, float]], limit: float, alt: str) ->
     ax.set(xscale="log", xlim=(0.02, None), xlabel="GB for each machine; dashed: 80 GB")
     ax.invert_yaxis()
     ax.legend(ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    show(figure, alt)
+
+# %% ../nbs/lib/plot.ipynb #df764c83
+def spread(groups: dict[str, Sequence[float]], ylabel: str, alt: str) -> None:
+    "Every run as a dot, the medians as bars; the grey band is as wide as the runs of the first group."
+    figure, ax = axes(width=1.5 + 1.5 * len(groups), height=2.8)
+    first = list(groups.values())[0]
+    ax.axhspan(min(first), max(first), color="#e4e4e4", zorder=0)
+    for x, (marker, colour, values) in enumerate(zip("osD^v", COLOURS, groups.values())):
+        ax.hlines(np.median(values), x - 0.25, x + 0.25, color=colour)
+        ax.plot(x + np.linspace(-0.1, 0.1, len(values)), values, marker, color=colour)
+    ax.set(ylabel=ylabel, xticks=range(len(groups)), xticklabels=list(groups), xlim=(-0.6, len(groups) - 0.4))
+    show(figure, alt)
+
+# %% ../nbs/lib/plot.ipynb #e22626d2
+def spread_curves(
+    curves: dict[str, dict[float, Sequence[float]]],  # label: place: one value for each run
+    xlabel: str,
+    ylabel: str,
+    alt: str,
+    scale: str = "linear",  # of the places
+    mark: float | None = None,  # a place to draw a dashed line at
+) -> None:
+    "Lines through the medians, and every run as a small sign."
+    figure, ax = axes(width=7.5, height=3.2)
+    for (label, points), dash, marker, colour in zip(curves.items(), ("-", "--", ":", "-."), "osD^", COLOURS):
+        runs = [(place, value) for place, values in points.items() for value in values]
+        ax.plot(*zip(*runs), marker, ms=3, alpha=0.5, color=colour)
+        ax.plot(list(points), [np.median(values) for values in points.values()], dash, marker=marker, ms=4, color=colour, label=label)
+    places = sorted({x for points in curves.values() for x in points})
+    ax.set(xlabel=xlabel, ylabel=ylabel, xscale=scale)
+    if len(places) <= 8:
+        ax.set_xticks(places, [f"{place:g}" for place in places])
+        ax.minorticks_off()
+    if mark is not None:
+        ax.axvline(mark, color="#777777", ls="--", lw=1)
+    ax.legend()
     show(figure, alt)
 
 # %% ../nbs/lib/plot.ipynb #8d3139fa

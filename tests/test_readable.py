@@ -114,6 +114,9 @@ LEGENDS = {
     "memory_bars": lambda: plot.memory_bars({"a": (1e9, 2e9), "b": (2e9, 1e9)}, 8e9, "words"),
     "gate": lambda: plot.gate("words"),
     "parameter_bars": lambda: plot.parameter_bars({"a": PRESET, "b": PRESET}, "words"),
+    "spread_curves": lambda: plot.spread_curves(
+        {name: {1: [1.0, 2.0], 2: [1.5, 2.5]} for name in ("one", "two", "three", "four")}, "length", "bits", "words"
+    ),
     "loss_curve": lambda: plot.show(plot.loss_curve(RECORDS, 5), "words"),
 }
 
