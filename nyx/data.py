@@ -55,8 +55,8 @@ def token_ids(
     if isinstance(tokens, Tensor) and tokens.is_floating_point():
         raise DataError(f"tokens must be whole numbers, got a tensor of {tokens.dtype}")
     ids = tokens.detach().cpu().numpy() if isinstance(tokens, Tensor) else np.asarray(tokens)
-    if ids.ndim > 1 and not isinstance(tokens, Tensor | np.ndarray):
-        raise DataError(f"tokens must be a flat sequence, got one nested {ids.ndim} deep: give a tensor, or the inner sequences one by one")
+    if not isinstance(tokens, Tensor | np.ndarray) and (ids.ndim > 1 or (ids.ndim and any(isinstance(t, bool) for t in tokens))):
+        raise DataError("tokens must be a flat sequence of whole numbers, without truth values: give a tensor for more than one dimension")
     ids = ids.reshape(-1) if ids.size else np.zeros(0, np.int64)
     if ids.dtype.kind not in "iu":
         raise DataError(f"tokens must be whole numbers, got an array of {ids.dtype}")
