@@ -272,8 +272,8 @@ def refuse_beyond_memory(trainer: Trainer, objective: nn.Module) -> None:
     }  # fmt: skip
     shape = f"lower model_dim from {trainer.model.config.model_dim} or layer_depth from {trainer.model.config.layer_depth}, or train an adapter (lora_rank)"
     batch = f"lower batch_size from {c.batch_size}, and raise gradient_accumulate_every from {c.gradient_accumulate_every} to make up for it"
-    less = "" if c.activation_checkpointing else "set activation_checkpointing, or "
-    advice = dict.fromkeys(needs, shape) | {"activations": less + (batch if c.batch_size > 1 else f"lower seq_len from {c.seq_len}")}
+    less = "" if c.activation_checkpointing else "; or set activation_checkpointing"
+    advice = dict.fromkeys(needs, shape) | {"activations": (batch if c.batch_size > 1 else f"lower seq_len from {c.seq_len}") + less}
     free = free_memory(a.device)
     require_memory({name: here * size for name, size in needs.items()}, free, advice)
 
