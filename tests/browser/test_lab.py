@@ -17,7 +17,7 @@ def open_notebook(watch, lab: tuple, name: str):
     address, _ = lab
     watched = watch(address, width=1400, height=1000)
     watched.page.goto(f"{address}/lab/tree/learn/{name}.ipynb?reset&token=browser-test")
-    watched.page.wait_for_function(IDLE, timeout=60_000)
+    watched.page.wait_for_function(IDLE, timeout=180_000)
     return watched
 
 
@@ -25,7 +25,7 @@ def run_all(page) -> None:
     """Through the menu, as a learner does, until the last cell has its number."""
     page.locator(".lm-MenuBar-itemLabel", has_text=re.compile("^Run$")).click()
     page.locator('.lm-Menu-item[data-command="runmenu:run-all"]').click()
-    page.wait_for_function(f"() => /\\[\\d+\\]/.test({PROMPTS}.at(-1)) && {IDLE}", timeout=60_000)
+    page.wait_for_function(f"() => /\\[\\d+\\]/.test({PROMPTS}.at(-1)) && {IDLE}", timeout=180_000)
 
 
 def code_cell(page, pattern: str):
@@ -61,7 +61,7 @@ def test_make_lab_opens_the_learners_index_which_runs(lab, watch, screenshot):
     page = watched.page
     page.goto(f"{address}/?token=browser-test")  # what `make lab` opens
     page.wait_for_url("**/lab/tree/learn/index.ipynb*")
-    page.wait_for_function(IDLE, timeout=60_000)
+    page.wait_for_function(IDLE, timeout=180_000)
     assert page.locator(".jp-toast-button, .Toastify__toast").count() == 0, "something popped up"
     run_all(page)
     assert_no_error(page)
@@ -108,7 +108,7 @@ def test_a_checker_shows_its_failure_and_its_success(lab, watch, screenshot):
     assert "".join(editor.all_text_contents()).split() == "".join(solution.splitlines()).split()
     page.keyboard.press("Shift+Enter")
     page.keyboard.press("Shift+Enter")
-    checker.locator(".jp-OutputArea", has_text="✓").wait_for(timeout=60_000)
+    checker.locator(".jp-OutputArea", has_text="✓").wait_for(timeout=180_000)
     passed = said(checker)
     assert name in passed and passed != failed, passed
     screenshot(page, "lab-checker-success")
