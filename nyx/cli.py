@@ -55,41 +55,18 @@ def add_fields(parser, config_class, helps: dict[str, str]) -> None:
     "A flag for each field named in `helps`, with its type and default from the configuration."
     defaults = {f.name: f.default for f in fields(config_class)}
     for name, text in helps.items():
-        parser.add_argument(
-            f"--{name}",
-            type=type(defaults[name]),
-            default=argparse.SUPPRESS,
-            metavar="N",
-            help=f"{text} (default {defaults[name]:,})"
-            if isinstance(defaults[name], int)
-            else f"{text} (default {defaults[name]})",
-        )
+        parser.add_argument(f"--{name}", type=type(defaults[name]), metavar="N",
+                            help=f"{text} (default {defaults[name]:,})" if isinstance(defaults[name], int) else f"{text} (default {defaults[name]})")
 
 # %% ../nbs/lib/cli.ipynb #eb414dce
 def base_parser(description: str) -> argparse.ArgumentParser:
     "What both programs share."
-    parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
+    parser = argparse.ArgumentParser(description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS)
     shape = parser.add_argument_group("shape of the model")
-    shape.add_argument(
-        "--preset",
-        choices=list(PRESETS),
-        default=argparse.SUPPRESS,
-        help="a named shape; single flags change it (default nyx-30m)",
-    )
+    shape.add_argument("--preset", choices=list(PRESETS), help="a named shape; single flags change it (default nyx-30m)")
     add_fields(shape, NYXConfig, SHAPE_HELP)
-    parser.add_argument(
-        "--threads",
-        type=int,
-        default=argparse.SUPPRESS,
-        metavar="N",
-        help="processor threads (default: torch's choice)",
-    )
-    parser.add_argument(
-        "--tokenizer",
-        choices=["bytes", "gpt2"],
-        default=argparse.SUPPRESS,
-        help="how text becomes tokens (default: bytes for a vocab_size of 256, gpt2 for 50257)",
-    )
+    parser.add_argument("--threads", type=int, metavar="N", help="processor threads (default: torch's choice)")
+    parser.add_argument("--tokenizer", choices=["bytes", "gpt2"], help="how text becomes tokens (default: bytes for a vocab_size of 256, gpt2 for 50257)")
     return parser
 
 # %% ../nbs/lib/cli.ipynb #59e2b3de
@@ -97,83 +74,25 @@ def train_parser() -> argparse.ArgumentParser:
     "The flags of train.py."
     parser = base_parser("Train a NYX. With nothing else, on Python's own standard library.")
     data = parser.add_argument_group("data and files")
-    data.add_argument(
-        "--filepath",
-        default=argparse.SUPPRESS,
-        metavar="FILE",
-        help=f"text or bytes to train on: a file (.gz, .xz too), a folder, or one of "
-        f"{', '.join(DOWNLOADS)} (downloaded once); default: the built-in corpus",
-    )
-    data.add_argument(
-        "--valid_fraction",
-        type=float,
-        default=argparse.SUPPRESS,
-        metavar="N",
-        help="share of a file (its end) or folder (whole files) that is kept for validation (default 0.1)",
-    )
-    data.add_argument(
-        "--out_dir",
-        default=argparse.SUPPRESS,
-        metavar="FOLDER",
-        help="where checkpoints, log and loss picture go (default weights)",
-    )
-    data.add_argument(
-        "--checkpoint_path",
-        default=argparse.SUPPRESS,
-        metavar="FILE",
-        help="resume this checkpoint, or the newest readable one of a folder",
-    )
-    data.add_argument(
-        "--weights",
-        default=argparse.SUPPRESS,
-        metavar="PATH",
-        help="start a new run from these weights: a folder or a checkpoint",
-    )
-    data.add_argument(
-        "--export",
-        default=argparse.SUPPRESS,
-        metavar="FOLDER",
-        help="at the end, write config.json and model.safetensors there",
-    )
-    data.add_argument(
-        "--int8",
-        action="store_true",
-        default=argparse.SUPPRESS,
-        help="export matrices as int8, with one scale a row: a quarter of the size",
-    )
+    known = ", ".join(DOWNLOADS)
+    data.add_argument("--filepath", metavar="FILE",
+                      help=f"text or bytes to train on: a file (.gz, .xz too), a folder, or one of {known} (downloaded once); default: the built-in corpus")
+    data.add_argument("--valid_fraction", type=float, metavar="N",
+                      help="share of a file (its end) or folder (whole files) that is kept for validation (default 0.1)")
+    data.add_argument("--out_dir", metavar="FOLDER", help="where checkpoints, log and loss picture go (default weights)")
+    data.add_argument("--checkpoint_path", metavar="FILE", help="resume this checkpoint, or the newest readable one of a folder")
+    data.add_argument("--weights", metavar="PATH", help="start a new run from these weights: a folder or a checkpoint")
+    data.add_argument("--export", metavar="FOLDER", help="at the end, write config.json and model.safetensors there")
+    data.add_argument("--int8", action="store_true", help="export matrices as int8, with one scale a row: a quarter of the size")
     add_fields(parser.add_argument_group("the run"), TrainConfig, RUN_HELP)
-    parser.add_argument(
-        "--precision",
-        choices=["auto", "float32", "bf16", "fp16"],
-        default=argparse.SUPPRESS,
-        help="of the matrix products (default auto: bf16 on a GPU that has it, else float32)",
-    )
-    parser.add_argument(
-        "--compile",
-        action="store_true",
-        default=argparse.SUPPRESS,
-        help="compile the model first (needs a C++ compiler)",
-    )
-    parser.add_argument(
-        "--activation_checkpointing",
-        action="store_true",
-        default=argparse.SUPPRESS,
-        help="compute the inside of each block twice rather than keep it: less memory, a third more time",
-    )
+    parser.add_argument("--precision", choices=["auto", "float32", "bf16", "fp16"],
+                        help="of the matrix products (default auto: bf16 on a GPU that has it, else float32)")
+    parser.add_argument("--compile", action="store_true", help="compile the model first (needs a C++ compiler)")
+    parser.add_argument("--activation_checkpointing", action="store_true",
+                        help="compute the inside of each block twice rather than keep it: less memory, a third more time")
     lora = parser.add_argument_group("fine-tuning")
-    lora.add_argument(
-        "--lora_rank",
-        type=int,
-        default=argparse.SUPPRESS,
-        metavar="R",
-        help="train only low-rank adapters of this rank (on q, v and the attention output)",
-    )
-    lora.add_argument(
-        "--lora_name",
-        default=argparse.SUPPRESS,
-        metavar="NAME",
-        help="name of the adapter and of its file (default adapter)",
-    )
+    lora.add_argument("--lora_rank", type=int, metavar="R", help="train only low-rank adapters of this rank (on q, v and the attention output)")
+    lora.add_argument("--lora_name", metavar="NAME", help="name of the adapter and of its file (default adapter)")
     return parser
 
 # %% ../nbs/lib/cli.ipynb #cf690e21
@@ -182,46 +101,18 @@ def test_parser() -> argparse.ArgumentParser:
     parser = base_parser("Let a trained NYX write.")
     parser.add_argument("--sample_prompt", default="", metavar="TEXT", help="what it continues; required, not empty")
     parser.add_argument("--generate_length", type=int, default=512, metavar="N", help="new tokens (default 512)")
-    parser.add_argument(
-        "--weights",
-        default=argparse.SUPPRESS,
-        metavar="PATH",
-        help="a folder or a checkpoint (default: the newest checkpoint in weights/ that fits, else a folder there)",
-    )
-    parser.add_argument(
-        "--adapter", default=argparse.SUPPRESS, metavar="FILE", help="a LoRA adapter to put on the model"
-    )
-    parser.add_argument(
-        "--temperature",
-        type=float,
-        default=0.8,
-        metavar="T",
-        help="boldness; 0 always takes the most probable (default 0.8)",
-    )
+    parser.add_argument("--weights", metavar="PATH",
+                        help="a folder or a checkpoint (default: the newest checkpoint in weights/ that fits, else a folder there)")
+    parser.add_argument("--adapter", metavar="FILE", help="a LoRA adapter to put on the model")
+    parser.add_argument("--temperature", type=float, default=0.8, metavar="T", help="boldness; 0 always takes the most probable (default 0.8)")
     parser.add_argument("--top_k", type=int, default=None, metavar="K", help="draw from the K most probable tokens")
-    parser.add_argument(
-        "--top_p", type=float, default=None, metavar="P", help="draw from the most probable tokens that hold P together"
-    )
-    parser.add_argument(
-        "--min_p",
-        type=float,
-        default=None,
-        metavar="P",
-        help="draw from tokens at least P times as probable as the best",
-    )
+    parser.add_argument("--top_p", type=float, default=None, metavar="P", help="draw from the most probable tokens that hold P together")
+    parser.add_argument("--min_p", type=float, default=None, metavar="P", help="draw from tokens at least P times as probable as the best")
     parser.add_argument("--seed", type=int, default=None, metavar="N", help="for the same text again")
-    parser.add_argument(
-        "--precision",
-        choices=PRECISIONS,
-        default="auto",
-        help="of the weights while writing (default auto: int8 on a CPU for large models, bf16 on a GPU that has it, else float32)",
-    )
-    parser.add_argument(
-        "--draft",
-        default=argparse.SUPPRESS,
-        metavar="WHO",
-        help='who guesses ahead: "text" looks up the text so far, a path names the weights of a smaller model (default: nobody)',
-    )
+    parser.add_argument("--precision", choices=PRECISIONS, default="auto",
+                        help="of the weights while writing (default auto: int8 on a CPU for large models, bf16 on a GPU that has it, else float32)")
+    parser.add_argument("--draft", metavar="WHO",
+                        help='who guesses ahead: "text" looks up the text so far, a path names the weights of a smaller model (default: nobody)')
     return parser
 
 # %% ../nbs/lib/cli.ipynb #8bf765a9
