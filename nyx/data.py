@@ -46,7 +46,7 @@ from tqdm import tqdm
 class DataError(ValueError):
     "Data that cannot be used. The message says what was wrong, and what would be right."
 
-
+# %% ../nbs/data.ipynb #8b39435b
 def token_ids(
     tokens,  # a tensor, an array or any sequence of whole numbers
     vocab_size: int,  # ids from 0 to vocab_size - 1 are allowed
@@ -92,7 +92,7 @@ class Tokenizer(Protocol):
     def decode(self, tokens) -> str: ...
     def byte_lengths(self, tokens) -> np.ndarray: ...
 
-
+# %% ../nbs/data.ipynb #1c7946c7
 class ByteTokenizer:
     "Text as its UTF-8 bytes: every byte is one token, and nothing is ever unknown."
     name, vocab_size, dtype = "bytes", 256, np.uint8
@@ -315,7 +315,7 @@ def release(tokens: np.ndarray) -> None:
     if isinstance(tokens, mmap.mmap) and len(tokens) > 2**28 and hasattr(tokens, "madvise"):
         tokens.madvise(mmap.MADV_DONTNEED)
 
-
+# %% ../nbs/data.ipynb #64c0810f
 def tokens_of(data: np.ndarray, tokenizer: Tokenizer, key: str) -> np.ndarray:
     "`data` (bytes) as token ids: itself for bytes; else encoded once into the cache, under `key`, and mapped."
     if tokenizer.name == "bytes":
@@ -350,7 +350,7 @@ class Corpus:
             release(self.valid)
         return count
 
-
+# %% ../nbs/data.ipynb #6f682ba9
 def require_length(corpus: Corpus, seq_len: int) -> None:
     "Raise `DataError` unless `corpus` has windows that predict `seq_len` tokens, and a validation split to score."
     train, valid = len(corpus.train), len(corpus.valid)
@@ -393,7 +393,7 @@ def builtin_files() -> dict[str, Path]:
                         "name a text file or a folder of text files instead")
     return files
 
-
+# %% ../nbs/data.ipynb #64dcc1f8
 def builtin_documents(files: dict[str, Path]) -> dict[str, bytes]:
     "Text of the built-in corpus: the sources, and Python's language reference as one document."
     from pydoc_data.topics import topics
@@ -418,7 +418,7 @@ def scramble(x: np.ndarray) -> np.ndarray:
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
 
-
+# %% ../nbs/data.ipynb #f3ceb91a
 def window_starts(
     seed: int,  # of the run
     first_index: int,  # number of the first sample, counted from the start of the run
@@ -436,7 +436,7 @@ def window_starts(
     random = scramble(key + (index + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15))
     return (random % np.uint64(length - seq_len + 1)).astype(np.int64)
 
-
+# %% ../nbs/data.ipynb #a8253abf
 def window_start(seed: int, index: int, length: int, seq_len: int) -> int:
     "Where window number `index` of a run starts. See `window_starts`."
     return int(window_starts(seed, index, 1, length, seq_len)[0])
@@ -639,7 +639,7 @@ def is_whole(path: Path, size: int, sha256: str) -> bool:
     "Whether `path` is a file of that size and SHA-256."
     return path.is_file() and path.stat().st_size == size and file_sha256(path) == sha256
 
-
+# %% ../nbs/data.ipynb #b7dc08c0
 def known_file(name: str, size: int, sha256: str) -> Path | None:
     "A file of that name in the cache or in `$NYX_DATA`, if it is the right one."
     return next((folder / name for folder in search_folders() if is_whole(folder / name, size, sha256)), None)
@@ -720,7 +720,7 @@ def folder_corpus(folder: Path, tokenizer: Tokenizer, valid_fraction: float) -> 
     splits = {split: map_bytes(target / f"{split}.bin") for split in ("train", "valid")}
     return split_corpus(folder.name, splits, tokenizer, sha256)
 
-
+# %% ../nbs/data.ipynb #566b8a1c
 def file_corpus(path: Path, tokenizer: Tokenizer, valid_fraction: float) -> Corpus:
     "One file through a memory map. Its last `valid_fraction` validates."
     data = map_bytes(path)

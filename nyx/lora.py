@@ -166,7 +166,7 @@ def _place(model: nn.Module, target: Target, rank: int) -> tuple[int, int]:
         )
     return start, stop
 
-
+# %% ../nbs/lora.ipynb #a42bac1d
 def _adapted(model: nn.Module, path: str) -> LoRALinear:
     "The layer at `path`, made able to carry adapters."
     layer = model.get_submodule(path)
@@ -211,7 +211,7 @@ def merge_adapters(model: nn.Module) -> None:
         layer.kept = layer.weight.detach().clone()
         layer.weight.data.copy_(merged)
 
-
+# %% ../nbs/lora.ipynb #807cd7c5
 def unmerge_adapters(model: nn.Module) -> None:
     "Put the kept base weights back, bit for bit."
     layers = [layer for _, layer in adapted_layers(model)]

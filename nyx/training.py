@@ -180,7 +180,7 @@ class Objective(nn.Module):
 class TrainingError(RuntimeError):
     "The run cannot go on; the message says why, and what is kept."
 
-
+# %% ../nbs/training.ipynb #02edff4b
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     "What is trained: matrices with weight decay, gains without."
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -339,7 +339,7 @@ def validate(trainer: Trainer, whole: bool = False) -> dict:
         bits = evaluate(model, corpus.valid, corpus.tokenizer, sample, 8 if small else 1, trainer.accelerator)
     return {"event": "final" if whole else "validation", "update": trainer.update, "bits_per_byte": bits}
 
-
+# %% ../nbs/training.ipynb #7b2998f5
 def write_sample(trainer: Trainer, model: NYX) -> dict:
     "A text that the model (the trainer's, whole) writes after a prompt from the validation split, another one each time."
     c, valid = trainer.config, trainer.corpus.valid
@@ -371,7 +371,7 @@ def checkpoint_state(trainer: Trainer) -> dict:
         "random": randomness,
     }  # fmt: skip
 
-
+# %% ../nbs/training.ipynb #7a4575af
 def restore(trainer: Trainer, state: dict) -> None:
     "Go on from a checkpoint of a run with the same settings (`num_batches` may differ)."
     c, processes = trainer.config, trainer.accelerator.num_processes
@@ -533,7 +533,7 @@ def note_best(trainer: Trainer, record: dict) -> None:
     if trainer.best is None or record["bits_per_byte"] < trainer.best["bits_per_byte"]:
         trainer.best = {"update": record["update"], "bits_per_byte": record["bits_per_byte"]}
 
-
+# %% ../nbs/training.ipynb #d6e8f2d4
 def keep_log(path: Path, update: int, end: int) -> None:
     "Of an earlier log, keep what happened up to `update`: the rest will happen again, and so will the scoring at the `end`."
     if path.exists():
