@@ -322,4 +322,6 @@ def test_a_strange_random_state_is_refused_and_nothing_changes(generator, part, 
     with pytest.raises(CheckpointError, match="random state"):
         set_random_state(state)
     after = random_state()
-    assert str(after["python"]) == str(before["python"]) and torch.equal(after["numpy"]["keys"], before["numpy"]["keys"])
+    assert str(after["python"]) == str(before["python"]) and torch.equal(
+        after["numpy"]["keys"], before["numpy"]["keys"]
+    )

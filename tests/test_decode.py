@@ -38,7 +38,16 @@ def test_guessing_ahead_writes_the_same_greedy_text(run_program):
     texts = {}
     for draft in ((), ("--draft", "text"), ("--draft", "weights/nyx-mini")):
         done = run_program(
-            "test.py", "--weights", "weights/nyx-mini", "--sample_prompt", "def area(", "--generate_length", 80, "--temperature", 0, *draft
+            "test.py",
+            "--weights",
+            "weights/nyx-mini",
+            "--sample_prompt",
+            "def area(",
+            "--generate_length",
+            80,
+            "--temperature",
+            0,
+            *draft,
         )
         assert done.returncode == 0, done.stderr
         texts[draft] = done.stdout
@@ -49,7 +58,17 @@ def test_guessing_ahead_writes_the_same_greedy_text(run_program):
 def test_each_precision_writes(run_program, precision):
     """Every precision writes words of Python after a prompt of Python."""
     done = run_program(
-        "test.py", "--weights", "weights/nyx-mini", "--sample_prompt", "import ", "--generate_length", 120, "--precision", precision, "--seed", 3
+        "test.py",
+        "--weights",
+        "weights/nyx-mini",
+        "--sample_prompt",
+        "import ",
+        "--generate_length",
+        120,
+        "--precision",
+        precision,
+        "--seed",
+        3,
     )
     assert done.returncode == 0 and sum(c.isascii() for c in done.stdout) > 120, (done.stdout, done.stderr)
 

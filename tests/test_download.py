@@ -166,7 +166,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send_range(BODY, upto=10_000)
         for at in range(start + 10_000, len(BODY), 10_000):
             time.sleep(0.05)
-            self.wfile.write(BODY[at:at + 10_000])
+            self.wfile.write(BODY[at : at + 10_000])
 
 
 @pytest.fixture
@@ -326,6 +326,7 @@ def test_an_endless_answer_never_writes_more_than_the_size(server, path, monkeyp
                 count = write(chunk)
                 longest[0] = max(longest[0], file.tell())
                 return count
+
         return stream(response, Watch(), *rest)
 
     monkeypatch.setattr(data, "stream_into", watched)
@@ -352,8 +353,10 @@ def test_a_stalled_server_is_given_up_in_time(server, path, name):
 
 
 def test_a_killed_process_leaves_a_part_and_the_next_one_continues(server, path):
-    code = ("import sys; from nyx.data import download; "
-            "download(sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]), progress=False)")
+    code = (
+        "import sys; from nyx.data import download; "
+        "download(sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]), progress=False)"
+    )
     process = subprocess.Popen([sys.executable, "-c", code, server.url + "slow", str(path), SHA, str(len(BODY))])
     while not (part(path).exists() and part(path).stat().st_size):
         assert process.poll() is None
@@ -386,9 +389,15 @@ def test_an_archive_member_is_unpacked_and_checked(archive, path):
     assert unzip(archive, "member", path, len(BODY), SHA).read_bytes() == BODY
 
 
-@pytest.mark.parametrize("member, size, sha", [
-    ("member", len(BODY), "0" * 64), ("member", len(BODY) + 1, SHA),
-    ("bomb", len(BODY), SHA), ("absent", len(BODY), SHA)])
+@pytest.mark.parametrize(
+    "member, size, sha",
+    [
+        ("member", len(BODY), "0" * 64),
+        ("member", len(BODY) + 1, SHA),
+        ("bomb", len(BODY), SHA),
+        ("absent", len(BODY), SHA),
+    ],
+)
 def test_a_wrong_archive_member_leaves_nothing(archive, path, member, size, sha):
     with pytest.raises(DataError):
         unzip(archive, member, path, size, sha)
@@ -443,6 +452,7 @@ def test_enwik8_comes_out_of_its_archive_in_three_splits(server, archive, monkey
 def test_a_full_disk_while_fetching_is_told(server, path, monkeypatch):
     def full(*args):
         raise OSError(28, "No space left on device")
+
     monkeypatch.setattr(data, "stream_into", full)
     assert "No space left" in fails(server, "whole", path, attempts=1)
 

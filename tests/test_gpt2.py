@@ -102,10 +102,29 @@ MARKS = "\u0301\u0308\u0327\u05b0\u064b\u093f\u094d\u20dd\u3099\ufe0f"
 DIGITS = ["0", "42", "1234567890", "٣٤٥", "०१२", "１２", "²³", "½", "Ⅷ"]
 SIGNS = list("!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~¿«»…—„“”。、٫؟।€₹→∑") + ["...", "!!", "->", "''", "--"]
 SPACES = [*" \t\n\r\v\f\x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000", *map(chr, range(0x2000, 0x200B))]
-CONTROLS = [*map(chr, range(9)), *map(chr, range(14, 32)), "\x7f", "\u200b", "\u200d", "\ufeff", "\u2066", "\ufffd", "\U0010ffff"]
+CONTROLS = [
+    *map(chr, range(9)),
+    *map(chr, range(14, 32)),
+    "\x7f",
+    "\u200b",
+    "\u200d",
+    "\ufeff",
+    "\u2066",
+    "\ufffd",
+    "\U0010ffff",
+]
 EMOJI = ["🙂", "👍🏽", "👩🏿‍🚀", "👨‍👩‍👧‍👦", "🏳️‍🌈", "🇮🇳", "1️⃣", "❤️‍🔥", "🦔", "☃"]
 ENDINGS = "'s 't 're 've 'm 'll 'd 'S 'RE ’s".split()
-CODE = ["def f(x):\n    return x", "for (int i = 0; i < n; ++i) {", "\\frac{a}{b}", "</div>", "x != y && z", "0x7fFF", "a_b__c", "http://a.b/c?d=e&f#g"]
+CODE = [
+    "def f(x):\n    return x",
+    "for (int i = 0; i < n; ++i) {",
+    "\\frac{a}{b}",
+    "</div>",
+    "x != y && z",
+    "0x7fFF",
+    "a_b__c",
+    "http://a.b/c?d=e&f#g",
+]
 WORDS = sorted(set(re.findall(r"[A-Za-z]{2,}", " ".join(topics.values()))))  # of Python's language reference
 SPECIAL = ["<|endoftext|>", "<|startoftext|>", "<|im_start|>", "<|endoftext", "</s>", "[PAD]"]
 
@@ -122,7 +141,11 @@ def a_line(draw: random.Random) -> str:
         return "".join(draw.choices(SPACES if draw.random() < 0.5 else " \n\t", k=draw.randint(1, 6)))
 
     def english() -> str:
-        return draw.choice([" ", ""]) + draw.choice([draw.choice(WORDS), "don", "we", "naïve", "HE"]) + draw.choice(["", "", *ENDINGS])
+        return (
+            draw.choice([" ", ""])
+            + draw.choice([draw.choice(WORDS), "don", "we", "naïve", "HE"])
+            + draw.choice(["", "", *ENDINGS])
+        )
 
     kinds = [(word, 5), (english, 3), (gap, 4), (lambda: " ", 6)]
     kinds += [(lambda row=row: draw.choice(row), n) for row, n in
@@ -172,7 +195,12 @@ def test_a_special_token_is_plain_text_to_both(vocabulary):
 def test_no_gap_is_too_long(vocabulary):
     """More white space than tiktoken's regular expression can take; around the length from which it is set apart, nothing changes."""
     ours, other = GPT2Tokenizer(vocabulary), pieces_of(vocabulary)
-    gaps = [space * n + tail for space in (" ", "\n", "\u3000") for n in (9998, 9999, 10_000, 10_001) for tail in ("x", ".", "\n", "")]
+    gaps = [
+        space * n + tail
+        for space in (" ", "\n", "\u3000")
+        for n in (9998, 9999, 10_000, 10_001)
+        for tail in ("x", ".", "\n", "")
+    ]
     assert (wrong := differing(ours, other, ["a" + gap for gap in gaps])) == [], [len(w) for w in wrong]
     text = b"a" + b" " * 1_200_000 + b"b\xff" + b"\n" * 1_200_000 + b"\xff"
     assert ours.to_bytes(ours.encode(text)) == text
@@ -194,7 +222,10 @@ def mixed_text(path: Path, seed: int = 1) -> Path:
     """Sentences with words of several scripts, cut so that the validation split begins and ends inside a character."""
     words = "the cat sat on a mat naïve Ζεύς кошка 猫と犬 🦔 and saw one bird 👩🏿‍🚀 fly over water".split()
     draw = random.Random(seed)
-    data = "".join(" ".join(draw.choices(words, k=9)).capitalize() + ".\n" for _ in range(900)).encode() + "猫".encode()[:2]
+    data = (
+        "".join(" ".join(draw.choices(words, k=9)).capitalize() + ".\n" for _ in range(900)).encode()
+        + "猫".encode()[:2]
+    )
     while data[int(len(data) * 0.9)] & 0xC0 != 0x80:
         data = b"x" + data
     path.write_bytes(data)
@@ -209,7 +240,9 @@ def mixed(folder: Path, vocabulary: Path) -> Path:
 def ids_of(data: bytes, ours: GPT2Tokenizer, other: Tokenizer) -> list[int]:
     """Ids of bytes that may begin and end inside a character: the odd ones by themselves, the text between by the other library."""
     front = next(i for i, byte in enumerate(data) if byte & 0xC0 != 0x80)
-    end = next(n for n in range(len(data), front, -1) if data[front:n].decode(errors="ignore").encode() == data[front:n])
+    end = next(
+        n for n in range(len(data), front, -1) if data[front:n].decode(errors="ignore").encode() == data[front:n]
+    )
     odd = [ours.pieces.index(data[i : i + 1]) for i in (*range(front), *range(end, len(data)))]
     return odd[:front] + other.encode(data[front:end].decode()).ids + odd[front:]
 
@@ -251,7 +284,9 @@ def test_a_run_is_measured_in_bits_per_byte(call, folder, mixed, vocabulary):
 
 @pytest.mark.skipif(os.name != "posix", reason="signals of this kind are POSIX only")
 def test_an_interrupted_run_ends_with_the_same_bits(call, folder, mixed, monkeypatch):
-    ask = flags(GPT2, {"attn_dropout": 0.2}, filepath="mixed.txt", validate_every=3, generate_every=3, checkpoint_every=3)
+    ask = flags(
+        GPT2, {"attn_dropout": 0.2}, filepath="mixed.txt", validate_every=3, generate_every=3, checkpoint_every=3
+    )
     assert call("train.py", *ask, "--out_dir", "whole").code == 0
     with monkeypatch.context() as patch:
         interrupt(patch, Trainer, "batch", 4, 1)
@@ -283,7 +318,9 @@ def test_the_programs_train_stop_go_on_and_write(start, folder, published):
     prompt = "The naïve 猫 🦔 saw"
     said = []
     for weights in ("run/checkpoint_30.pth", "exported"):
-        done = finish(start(ROOT / "test.py", *flags(sample_prompt=prompt, weights=weights, generate_length=20, seed=3)))
+        done = finish(
+            start(ROOT / "test.py", *flags(sample_prompt=prompt, weights=weights, generate_length=20, seed=3))
+        )
         assert done.code == 0 and done.out.startswith(prompt) and len(done.out) > len(prompt) + 20, done
         said.append(done.out)
     assert said[0] == said[1]
@@ -332,7 +369,9 @@ def test_lengths_count_tokens(call, folder, vocabulary, monkeypatch):
     """`prime_length` and `generate_length` are tokens, whatever a token is, and the help says so."""
     asked, true = [], NYX.new_tokens
     monkeypatch.setattr(
-        NYX, "new_tokens", lambda self, ids, count, *rest: asked.append((ids.shape[1], count)) or true(self, ids, count, *rest)
+        NYX,
+        "new_tokens",
+        lambda self, ids, count, *rest: asked.append((ids.shape[1], count)) or true(self, ids, count, *rest),
     )
     ask = flags(GPT2, num_batches=1, prime_length=8, generate_length=5, out_dir="run")
     assert call("train.py", *ask).code == 0 and asked == [(8, 5)]
@@ -370,7 +409,10 @@ def test_a_tokenizer_that_does_not_fit_is_refused_naming_the_flags(call, folder,
     shape = flags(SHAPE)
     for line, words in [
         ([*train, *shape, "--tokenizer", "gpt2"], ("--tokenizer gpt2", "--vocab_size 50257", "has 256")),
-        ([*train, *shape, "--tokenizer", "bytes", "--vocab_size", 50_257], ("--tokenizer bytes", "--vocab_size 256", "has 50257")),
+        (
+            [*train, *shape, "--tokenizer", "bytes", "--vocab_size", 50_257],
+            ("--tokenizer bytes", "--vocab_size 256", "has 50257"),
+        ),
         ([*train, *shape, "--vocab_size", 300], ("vocab_size 300", "256", "50257")),
         ([*train, "--weights", "wide", "--tokenizer", "bytes"], ("--tokenizer bytes", "wide has 50257")),
         ([*train, "--weights", "narrow", "--tokenizer", "gpt2"], ("--tokenizer gpt2", "narrow has 256")),

@@ -679,7 +679,7 @@ def test_a_checkpoint_of_a_run_with_fewer_settings_goes_on(template, corpus_cach
     monkeypatch.setenv("NYX_CACHE", str(corpus_cache))
     shutil.copy(template / "text.txt", tmp_path)
     state = load_checkpoint(template / "run" / "checkpoint_2.pth")
-    del state["train_config"]["keep"], state["model_config"]["ff_dropout"]
+    del state["train_config"]["keep"], state["model_config"]["ff_dropout"], state["notes"]["valid_fraction"]
     save_checkpoint(tmp_path / "checkpoint_2.pth", state)
     argv = ["--checkpoint_path", "checkpoint_2.pth", "--num_batches", "3", "--keep", "3", "--out_dir", "new"]
     assert called("train.py", tmp_path, argv).code == 0

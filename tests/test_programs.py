@@ -20,10 +20,11 @@ import torch
 from programs import RUN, SHAPE, Done, call, environment, flags, folder, log_of, same, small_model, snapshot, write_text
 
 from nyx import NYX, NYXConfig
-from nyx.checkpoint import RunLock, load_checkpoint, save_checkpoint
+from nyx.checkpoint import RunLock, load_checkpoint, read_header, save_checkpoint
 from nyx.cli import plan_new, train_parser, typed_shape
 from nyx.cli import test_parser as write_parser
-from nyx.training import TrainConfig
+from nyx.data import load_corpus
+from nyx.training import TrainConfig, evaluate
 
 __all__ = ["call", "folder"]  # fixtures
 
@@ -151,6 +152,32 @@ def test_a_run_keeps_checkpoints_named_after_their_updates(finished):
     state = load_checkpoint(place / "weights" / "checkpoint_6.pth")
     exported = NYX.from_pretrained(place / "weights" / "small").state_dict()
     assert same(dict(state["model"]), dict(exported))
+
+
+def test_weights_are_exported_as_int8_and_a_share_validates(call, folder):
+    settings = (
+        RUN | SHAPE | {"num_batches": 2, "valid_fraction": 0.5, "beta1": 0.95, "out_dir": "run", "export": "small"}
+    )
+    assert call("train.py", *flags(settings), "--int8").code == 0
+    state = load_checkpoint(folder / "run" / "checkpoint_2.pth")
+    assert state["notes"]["valid_fraction"] == 0.5 and state["train_config"]["beta1"] == 0.95
+    assert {group["betas"][0] for group in state["optimizer"]["param_groups"]} == {0.95}
+    found, _ = read_header(folder / "small" / "model.safetensors")
+    assert {dtype for name, (dtype, shape) in found.items() if len(shape) == 2} == {torch.int8}
+    small = NYX.from_pretrained(folder / "small")
+    for name, weight in small.state_dict().items():
+        step = state["model"][name].abs().amax(-1, keepdim=True) / 127 if weight.dim() == 2 else 0
+        assert ((weight - state["model"][name]).abs() <= 0.51 * step).all(), name
+    small.load_state_dict(state["model"])
+    corpus = load_corpus(folder / RUN["filepath"], valid_fraction=0.5)
+    scored = evaluate(small, corpus.valid, corpus.tokenizer)
+    assert log_of(folder / "run", "final")[0]["bits_per_byte"] == pytest.approx(scored, rel=1e-5)
+
+
+def test_int8_and_valid_fraction_need_what_they_speak_of(refused):
+    assert "--export" in refused("train.py", *flags(RUN, SHAPE, out_dir="new"), "--int8")
+    assert "--filepath" in refused("train.py", *flags(SHAPE, out_dir="new", valid_fraction=0.2))
+    assert "valid_fraction is 1.5" in refused("train.py", *flags(RUN, SHAPE, out_dir="new", valid_fraction=1.5))
 
 
 def test_the_exported_weights_write(finished, call, folder):
@@ -645,7 +672,8 @@ import torch
 torch.set_num_threads(1)
 from nyx import NYX, NYXConfig
 from nyx.cli import test_main, train_main
-from nyx.training import TrainConfig
+from nyx.data import load_corpus
+from nyx.training import TrainConfig, evaluate
 
 def tried(function):
     try:

@@ -107,7 +107,9 @@ LEGENDS = {
     "memory_curve": lambda: plot.memory_curve([1, 2, 4], [1, 4, 16], [1, 2, 4], "words"),
     "spectra": lambda: plot.spectra({name: np.diag(values) for name, values in CURVES.items()}, "words"),
     "two_curves": lambda: plot.two_curves(CURVES, "loss", "words"),
-    "against_time": lambda: plot.against_time({name: [list(enumerate(values))] for name, values in CURVES.items()}, "loss", "words"),
+    "against_time": lambda: plot.against_time(
+        {name: [list(enumerate(values))] for name, values in CURVES.items()}, "loss", "words"
+    ),
     "sampling_knobs": lambda: plot.sampling_knobs(bytes_model, "To be", distribution),
     "roofline": lambda: plot.roofline(1e10, 1e11, {"one": 0.5, "two": 2, "three": 64}, "words"),
     "waterfall": lambda: plot.waterfall({"a": 1.0, "b": 0.1}, {"a": 2.0, "b": 0.2}, "words"),
