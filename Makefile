@@ -92,7 +92,7 @@ bench: $(PACKAGE) ## measure speed beside other libraries, in turns; writes benc
 	$(PIP) install --quiet --progress-bar off --no-deps -r benchmarks/requirements.txt
 	$(BIN)/python benchmarks/bench.py $(SECTIONS)
 
-race: $(PACKAGE) ## the race on Tiny Shakespeare: the baseline, then NYX from five seeds; writes nbs/race.json (12 minutes)
+race: $(PACKAGE) ## the race on Tiny Shakespeare: the baseline, then NYX from five seeds; writes benchmarks/race.json (12 minutes)
 	$(BIN)/python benchmarks/race.py
 
 docs: $(PACKAGE) ## build the docs into _docs/html (needs npm for the scripts that show formulas and widgets)

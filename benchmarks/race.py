@@ -6,7 +6,7 @@
 The last 10 % of the text (111,540 bytes) is scored, whole, and nothing else of it is looked at: settings were chosen with
 --try. The clock of both runs from the start of the process; NYX's to its end, with the scoring that train.py does, the
 baseline's to its last update. Both are scored alike, in nats a character: in windows as long as those they were trained on,
-each of which adds its second half. The points along the curves are scored afterwards. Writes nbs/race.json.
+each of which adds its second half. The points along the curves are scored afterwards. Writes benchmarks/race.json.
 """
 
 import argparse
@@ -240,7 +240,7 @@ def main() -> None:
         flags, text = [*RECIPE, *shlex.split(args.other)], write_training_part()
         print(nyx(flags, args.seed, updates_for(flags, args.seconds, text), text))
     else:
-        race(HERE.parent / "nbs" / "race.json")
+        race(HERE / "race.json")
 
 
 if __name__ == "__main__":
