@@ -5,11 +5,12 @@ __all__ = ['SHAPE_HELP', 'RUN_HELP', 'LONGEST_PROMPT', 'add_fields', 'base_parse
            'typed_shape', 'contradictions', 'is_sound', 'is_unicode', 'read_checkpoint', 'read_weights',
            'restore_adapter', 'fits', 'find_weights', 'describe', 'shape_flags', 'plan_new', 'plan_resume',
            'choose_tokenizer', 'processes', 'tell_of_processes', 'open_checkpoint', 'check_data', 'check_folder',
-           'prepare', 'refuse_beyond_memory', 'Report', 'clock', 'loss_picture', 'train', 'finish', 'set_threads',
-           'train_main', 'read_draft', 'write', 'test_main']
+           'scale_outputs', 'prepare', 'refuse_beyond_memory', 'Report', 'clock', 'loss_picture', 'train', 'finish',
+           'set_threads', 'train_main', 'read_draft', 'write', 'test_main']
 
 # %% ../nbs/lib/cli.ipynb #e4b71eb1
 import argparse
+import math
 import os
 import re
 import sys
@@ -87,6 +88,8 @@ def train_parser() -> argparse.ArgumentParser:
     add_fields(parser.add_argument_group("the run"), TrainConfig, RUN_HELP)
     parser.add_argument("--precision", choices=["auto", "float32", "bf16", "fp16"],
                         help="of the matrix products (default auto: bf16 on a GPU that has it, else float32)")
+    parser.add_argument("--init_scale", type=float, metavar="N",
+                        help="scale of the first weights of what each block adds; below 1 a run starts more quietly (default 1)")
     parser.add_argument("--compile", action="store_true", help="compile the model first (needs a C++ compiler)")
     parser.add_argument("--activation_checkpointing", action="store_true",
                         help="compute the inside of each block twice rather than keep it: less memory, a third more time")
@@ -285,6 +288,10 @@ def plan_new(flags: dict) -> tuple[NYXConfig | None, TrainConfig, dict]:
     lora = None
     if "valid_fraction" in flags and flags.get("filepath") in (None, *DOWNLOADS):
         raise ValueError("--valid_fraction splits a file or folder of your own: name it with --filepath, or leave the flag out")
+    if "init_scale" in flags and "weights" in flags:
+        raise ValueError("--init_scale is for random weights and --weights brings trained ones: leave one of them out")
+    if not 0 < flags.get("init_scale", 1.0) < math.inf:
+        raise ValueError(f"--init_scale was {flags['init_scale']}: it must be above 0, and finite")
     if "lora_name" in flags and "lora_rank" not in flags:
         raise ValueError("--lora_name needs --lora_rank: without a rank the whole model is trained")
     if "lora_rank" in flags:
@@ -307,6 +314,8 @@ def plan_resume(flags: dict, state: dict, path: Path) -> tuple[NYXConfig, TrainC
     "The same for a run that goes on: every setting comes from the file, and typed ones must agree with it."
     if "weights" in flags:
         raise ValueError("--weights starts a new run and --checkpoint_path goes on with an old one: give one of them")
+    if "init_scale" in flags:
+        raise ValueError("--init_scale is for first weights and this run has trained its own: leave it out")
     if "export" in flags and state["notes"]["lora"]:
         raise ValueError("--export writes a whole model and this run trains an adapter, which is written anyway: leave it out")
     held = asdict(TrainConfig()) | state["train_config"] | state["model_config"] | {name: state["notes"][name] for name in ("tokenizer", "valid_fraction")}
@@ -388,6 +397,14 @@ def check_folder(out_dir: Path, update: int) -> None:
             f"{path} is there already, and this run would write over it: {rest}, or choose another --out_dir"
         )
 
+# %% ../nbs/lib/cli.ipynb #c976aca6
+@torch.no_grad()
+def scale_outputs(model: NYX, scale: float) -> None:
+    "Multiply the first weights of what each block adds to its input: near 0, a model starts as its embedding alone."
+    for block in model.blocks:
+        block.attn_out.weight.mul_(scale)
+        block.ff_out.weight.mul_(scale)
+
 # %% ../nbs/lib/cli.ipynb #e633b4fd
 def prepare(flags: dict) -> tuple[Trainer, dict]:
     "Everything that can be refused is refused here, before the first update."
@@ -418,6 +435,7 @@ def prepare(flags: dict) -> tuple[Trainer, dict]:
     if shape is not None:
         refuse_beyond_memory(shape)
         model = NYX(shape)
+        scale_outputs(model, flags.get("init_scale", 1.0))
     if notes["lora"]:
         if state is None:
             add_adapter(

@@ -666,8 +666,9 @@ def measured(*names: str, file: str = "../nbs/times.json") -> None:
     print(f"measured on {machine['cores']} cores, {machine['architecture']}, Python {machine['python']}, torch {machine['torch']}")
 
 # %% ../nbs/lib/plot.ipynb #f1d258ad
-def prompt_box(model, prompt: str = "def ", length: int = 200) -> None:
-    "A box to type into; the model continues what it reads there."
+def prompt_box(model, prompt: str = "def ", length: int = 200, voices: dict[str, Callable[[], object]] | None = None) -> None:
+    "A box to type into; the model continues what it reads there. Voices are switches by name: picking one throws it and writes again."
+    switches = [widgets.Dropdown(options=list(voices), description="voice")] if voices else []
     text = widgets.Text(value=prompt, description="prompt", layout={"width": "520px"})
     temperature = slider(0.7, 0.0, 1.5, 0.1, "temperature")
     button = widgets.Button(description="Write", button_style="primary")
@@ -678,13 +679,17 @@ def prompt_box(model, prompt: str = "def ", length: int = 200) -> None:
 
     def write(_=None, seed: int | None = None) -> str:
         written = ""
+        for switch in switches:
+            voices[switch.value]()
         for piece in model.stream(text.value or " ", length, temperature=temperature.value, seed=seed):
             written += piece
             paint(written)
         return written
 
     button.on_click(write)
+    for switch in switches:
+        switch.observe(write, "value")
     first = write(seed=2)
-    box = widgets.VBox([text, temperature, button, page])
+    box = widgets.VBox([text, *switches, temperature, button, page])
     view = {"version_major": 2, "version_minor": 0, "model_id": box.model_id}
     display({"application/vnd.jupyter.widget-view+json": view, "text/plain": prompt + first}, raw=True)

@@ -21,7 +21,7 @@ from programs import RUN, SHAPE, Done, call, environment, flags, folder, log_of,
 
 from nyx import NYX, NYXConfig
 from nyx.checkpoint import RunLock, load_checkpoint, read_header, save_checkpoint
-from nyx.cli import plan_new, train_parser, typed_shape
+from nyx.cli import plan_new, prepare, train_parser, typed_shape
 from nyx.cli import test_parser as write_parser
 from nyx.data import load_corpus
 from nyx.training import TrainConfig, evaluate
@@ -172,6 +172,19 @@ def test_weights_are_exported_as_int8_and_a_share_validates(call, folder):
     corpus = load_corpus(folder / RUN["filepath"], valid_fraction=0.5)
     scored = evaluate(small, corpus.valid, corpus.tokenizer)
     assert log_of(folder / "run", "final")[0]["bits_per_byte"] == pytest.approx(scored, rel=1e-5)
+
+
+def test_init_scale_changes_the_first_outputs_and_nothing_else(refused):
+    plain, quiet = (
+        prepare(vars(train_parser().parse_args(flags(RUN, SHAPE, out_dir="new", **more))))[0].model.state_dict()
+        for more in ({}, {"init_scale": 0.1})
+    )
+    for name, weight in plain.items():
+        expected = 0.1 * weight if name.endswith(("attn_out.weight", "ff_out.weight")) else weight
+        assert torch.equal(quiet[name], expected), name
+    assert "trained ones" in refused("train.py", *flags(RUN, weights="good", out_dir="new", init_scale=0.1))
+    for wrong in (0, -1, "inf", "nan"):
+        assert "init_scale was" in refused("train.py", *flags(RUN, SHAPE, out_dir="new", init_scale=wrong))
 
 
 def test_int8_and_valid_fraction_need_what_they_speak_of(refused):
