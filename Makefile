@@ -16,7 +16,7 @@ PACKAGE := $(VENV)/.package
 export JUPYTER_PLATFORM_DIRS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: bench help doctor lab learn test test-browser test-nightly sync export run notebooks band ablations race teaching lint format docs clean
+.PHONY: bench help doctor lab learn test test-browser test-nightly sync export run notebooks band ablations finetune race teaching lint format docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -78,6 +78,9 @@ band: $(PACKAGE) ## record the band of loss curves that training exercises are d
 ablations: $(PACKAGE) ## record the runs of the ablations lesson; stopped, it goes on where it was (about 15 minutes of one core)
 	$(BIN)/python tools/record_ablations.py
 
+finetune: $(PACKAGE) ## record the runs of the fine-tuning lesson, and its adapter (about 8 minutes)
+	$(BIN)/python tools/record_finetune.py
+
 teaching: $(PACKAGE) ## fill in the tables of docs/teaching.md
 	$(BIN)/python tools/write_teaching.py
 
@@ -92,7 +95,7 @@ bench: $(PACKAGE) ## measure speed beside other libraries, in turns; writes benc
 	$(PIP) install --quiet --progress-bar off --no-deps -r benchmarks/requirements.txt
 	$(BIN)/python benchmarks/bench.py $(SECTIONS)
 
-race: $(PACKAGE) ## the race on Tiny Shakespeare: the baseline, then NYX from five seeds; writes benchmarks/race.json (12 minutes)
+race: $(PACKAGE) ## record the race on Tiny Shakespeare: the baseline and NYX in turn, five seeds each (20 minutes of two cores)
 	$(BIN)/python benchmarks/race.py
 
 docs: $(PACKAGE) ## build the docs into _docs/html (needs npm for the scripts that show formulas and widgets)

@@ -2,12 +2,14 @@
 
     NYX_DATA=FOLDER python benchmarks/vocabularies.py                # 2 models × 2 seeds × 240 seconds, and their scoring
     NYX_DATA=FOLDER python benchmarks/vocabularies.py --seconds 10   # a try, which writes nothing
+    NYX_DATA=FOLDER python benchmarks/vocabularies.py --try bytes "--learning_rate 5e-4"   # one model with other flags
 
 FOLDER holds books-train.txt.xz, books-valid.txt.xz and gpt2/ with GPT-2's two files. Both models are trained by the flags of
 train.py below, on as much of the training text as makes books-valid the last tenth of one file, which is what validates.
 The shapes are such that an update takes about as long, and reads about as much text, with either. Seconds are those of
 the updates alone: start, encoding (once) and scoring are not counted. The number of updates, which the learning rate's
-schedule needs to know, comes from a few timed before. Models take turns. Windows are counted in tokens, in training as in
+schedule needs to know, comes from a few timed before. They are seconds of the processor, on one thread, so that other work on
+the machine costs neither. Models take turns. Windows are counted in tokens, in training as in
 scoring: the model of tokens has four times as much text before it.
 """
 
@@ -19,6 +21,7 @@ import platform
 import statistics
 import sys
 import tempfile
+import time
 import warnings
 from contextlib import closing
 from itertools import islice
@@ -37,10 +40,10 @@ from nyx.training import evaluate
 
 HEADS = "--head_dim 32 --layer_depth 4"
 MODELS = {
-    "bytes": f"{HEADS} --model_dim 192 --num_attention_heads 6 --batch_size 4",
+    "bytes": f"{HEADS} --model_dim 128 --num_attention_heads 4 --batch_size 2",
     "gpt2": f"{HEADS} --model_dim 96 --num_attention_heads 3 --batch_size 1 --vocab_size 50257 --tokenizer gpt2",
 }
-BOTH = "--seq_len 1024 --gradient_accumulate_every 1 --learning_rate 1e-3 --precision bf16 --validate_bytes 16384 --threads 1"
+BOTH = "--seq_len 512 --gradient_accumulate_every 1 --learning_rate 1e-3 --weight_decay 1 --init_scale 0.1 --precision bf16 --validate_bytes 16384 --threads 1"
 POINTS = 4  # validations of a run, evenly spread; the last is at its end
 LAST = 65_536  # bytes scored there
 NEVER = 10**9
@@ -65,9 +68,11 @@ def trainer_of(name: str, text: Path, out_dir: Path, **more: object):
 
 def seconds_per_update(name: str, text: Path, out_dir: Path) -> float:
     """The median of a few updates, after two that do not count."""
-    trainer = trainer_of(name, text, out_dir, num_batches=NEVER)
+    trainer, clocks = trainer_of(name, text, out_dir, num_batches=NEVER), []
     with closing(trainer.run()) as records:
-        return statistics.median([r["seconds"] for r in islice(records, 12) if r["event"] == "update"][2:])
+        for record in islice(records, 24):
+            clocks += [time.process_time()] if record["event"] == "update" else []
+    return statistics.median(after - before for before, after in zip(clocks[2:], clocks[3:]))
 
 
 def train(name: str, seed: int, seconds: float, text: Path, out_dir: Path) -> dict:
@@ -78,11 +83,12 @@ def train(name: str, seed: int, seconds: float, text: Path, out_dir: Path) -> di
                          checkpoint_every=NEVER, seed=seed)  # fmt: skip
     model, tokens_per_update = trainer.model, trainer.config.batch_size * trainer.config.seq_len
     bytes_per_token = trainer.corpus.valid_bytes / len(trainer.corpus.valid)
-    spent, curve = 0.0, []
+    spent, curve, clock = 0.0, [], time.process_time()
     with closing(trainer.run()) as records:
         for record in records:
+            clock, before = time.process_time(), clock
             if record["event"] == "update":
-                spent += record["seconds"]
+                spent += clock - before
             if record["event"] != "validation":
                 continue
             bits, last = record["bits_per_byte"], record["update"] == updates
@@ -120,6 +126,7 @@ def table(results: dict) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=240, help="of training, for each run (default 240)")
+    parser.add_argument("--try", dest="other", nargs=2, metavar=("MODEL", "FLAGS"), help="one model alone, with flags behind its own")
     parser.add_argument("--seeds", type=int, default=2, help="runs of each model (default 2)")
     asked = parser.parse_args()
     folder = Path(os.environ.get("NYX_DATA", ""))
@@ -132,6 +139,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         text = Path(place, "books.txt")
         valid = one_text(folder, text)
+        if asked.other:
+            name, more = asked.other
+            MODELS[name] += f" {more}"
+            print(more, json.dumps(train(name, 0, asked.seconds, text, Path(place, name))))
+            return
         runs = [train(name, seed, asked.seconds, text, Path(place, f"{name}-{seed}")) for seed in range(asked.seeds) for name in MODELS]
         trained = text.stat().st_size - valid
     machine = {"machine": platform.machine(), "threads": 1, "torch": torch.__version__, "python": platform.python_version()}
