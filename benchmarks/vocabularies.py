@@ -24,7 +24,6 @@ import tempfile
 import time
 import warnings
 from contextlib import closing
-from itertools import islice
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -33,8 +32,8 @@ os.environ.pop("NYX_TYPECHECK", None)  # as in production
 warnings.filterwarnings("ignore")
 
 import torch
+from flags import NEVER, seconds_per_update, trainer_of
 
-from nyx.cli import prepare, set_threads, train_parser
 from nyx.data import VocabularyUnavailable, gpt2_folder
 from nyx.training import evaluate
 
@@ -46,7 +45,6 @@ MODELS = {
 BOTH = "--seq_len 512 --gradient_accumulate_every 1 --learning_rate 1e-3 --weight_decay 1 --init_scale 0.1 --precision bf16 --validate_bytes 16384 --threads 1"
 POINTS = 4  # validations of a run, evenly spread; the last is at its end
 LAST = 65_536  # bytes scored there
-NEVER = 10**9
 
 
 def one_text(folder: Path, path: Path) -> int:
@@ -58,28 +56,12 @@ def one_text(folder: Path, path: Path) -> int:
     return len(valid)
 
 
-def trainer_of(name: str, text: Path, out_dir: Path, **more: object):
-    """What train.py makes of a model's flags."""
-    words = f"{MODELS[name]} {BOTH} --filepath {text} --out_dir {out_dir}".split()
-    flags = vars(train_parser().parse_args([*words, *(w for k, v in more.items() for w in (f"--{k}", str(v)))]))
-    set_threads(flags)
-    return prepare(flags)[0]
-
-
-def seconds_per_update(name: str, text: Path, out_dir: Path) -> float:
-    """The median of a few updates, after two that do not count."""
-    trainer, clocks = trainer_of(name, text, out_dir, num_batches=NEVER), []
-    with closing(trainer.run()) as records:
-        for record in islice(records, 24):
-            clocks += [time.process_time()] if record["event"] == "update" else []
-    return statistics.median(after - before for before, after in zip(clocks[2:], clocks[3:]))
-
-
 def train(name: str, seed: int, seconds: float, text: Path, out_dir: Path) -> dict:
     """One run: bits per byte against seconds."""
-    often = max(1, round(seconds / POINTS / seconds_per_update(name, text, out_dir / "timed")))
+    words = f"{MODELS[name]} {BOTH}"
+    often = max(1, round(seconds / POINTS / seconds_per_update(words, text, out_dir / "timed", time.process_time)))
     updates = POINTS * often
-    trainer = trainer_of(name, text, out_dir / "run", num_batches=updates, validate_every=often, generate_every=NEVER,
+    trainer = trainer_of(words, text, out_dir / "run", num_batches=updates, validate_every=often, generate_every=NEVER,
                          checkpoint_every=NEVER, seed=seed)  # fmt: skip
     model, tokens_per_update = trainer.model, trainer.config.batch_size * trainer.config.seq_len
     bytes_per_token = trainer.corpus.valid_bytes / len(trainer.corpus.valid)

@@ -17,10 +17,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 os.environ.pop("NYX_TYPECHECK", None)  # as in production
 
-import numpy as np
-
 from nyx import NYX
-from nyx.data import ByteTokenizer, load_corpus
+from nyx.data import DOWNLOADS, ByteTokenizer, load_corpus
 from nyx.training import evaluate
 
 COMPRESSORS = ("xz -9 -T1 --stdout", "zstd -19 -q --stdout")
@@ -28,7 +26,7 @@ COMPRESSORS = ("xz -9 -T1 --stdout", "zstd -19 -q --stdout")
 
 def text_of(name: str) -> bytes:
     """The bytes of a file, or of what a named corpus holds out."""
-    if name in ("builtin", "enwik8", "tinyshakespeare"):
+    if name in ("builtin", *DOWNLOADS):
         return load_corpus(None if name == "builtin" else name).valid.tobytes()
     path = Path(name)
     return lzma.decompress(path.read_bytes()) if path.suffix == ".xz" else path.read_bytes()
@@ -44,14 +42,14 @@ def main() -> None:
     """Print a row for each text."""
     parser = argparse.ArgumentParser(description="Bits per byte of weights, xz -9 and zstd -19.")
     parser.add_argument("weights", help="a folder with model.safetensors")
-    parser.add_argument("texts", nargs="+", help="files, or builtin, tinyshakespeare, enwik8")
+    parser.add_argument("texts", nargs="+", help=f"files, or builtin, {', '.join(DOWNLOADS)}")
     args = parser.parse_args()
     model = NYX.from_pretrained(args.weights)
     tokenizer = ByteTokenizer()
     print(f"| text | bytes | {Path(args.weights).name} | xz -9 | zstd -19 | seconds |\n|---|---|---|---|---|---|")
     for name in args.texts:
         text, begun = text_of(name), time.perf_counter()
-        bits = evaluate(model, np.asarray(tokenizer.encode(text)), tokenizer)
+        bits = evaluate(model, tokenizer.encode(text), tokenizer)
         seconds = time.perf_counter() - begun
         others = " | ".join(f"{compressed_bits(command, text):.3f}" for command in COMPRESSORS)
         print(f"| {Path(name).name} | {len(text):,} | {bits:.3f} | {others} | {seconds:.0f} |", flush=True)

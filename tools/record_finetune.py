@@ -10,25 +10,25 @@ settings were chosen with --try, and the validation split was left alone.
 
 import argparse
 import json
-import statistics
+import shlex
 import sys
 import tempfile
+import time
 from contextlib import closing
-from itertools import islice
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 
+from flags import NEVER, seconds_per_update, trainer_of
 from race import write_training_part
 from run_notebooks import machine, write_atomically
 
-from nyx.cli import prepare, set_threads, train_parser
 from nyx.lora import save_adapter
 from nyx.training import Trainer, evaluate
 
 NBS = Path(__file__).resolve().parent.parent / "nbs"
 WEIGHTS = NBS.parent / "weights" / "nyx-4m"
-SECONDS, POINTS, SAMPLE, NEVER = 120.0, 8, 16_384, 10**9
+SECONDS, POINTS, SAMPLE = 120.0, 8, 16_384
 BOTH = "--batch_size 4 --seq_len 256 --gradient_accumulate_every 1 --precision bf16 --warmup_batches 30 --final_rate 0"
 WAYS = {
     "from nothing": "--preset nyx-4m --learning_rate 5e-4 --weight_decay 5",
@@ -37,23 +37,12 @@ WAYS = {
 }
 
 
-def trainer_of(words: str, filepath: str, folder: str, **more: object) -> Trainer:
-    """What train.py makes of its flags."""
-    words = words.replace("WEIGHTS", str(WEIGHTS)).split()
-    more |= {"filepath": filepath, "out_dir": folder}
-    flags = vars(train_parser().parse_args([*words, *(part for k, v in more.items() for part in (f"--{k}", str(v)))]))
-    set_threads(flags)
-    return prepare(flags)[0]
-
-
 def run(words: str, seconds: float, filepath: str, folder: str) -> tuple[dict, Trainer]:
     """One way: how many updates fit, and then the run."""
-    timed = trainer_of(words, filepath, f"{folder}/timed", num_batches=NEVER)
-    with closing(timed.run()) as records:
-        each = statistics.median([r["seconds"] for r in islice(records, 24) if r["event"] == "update"][2:])
-    often = max(1, round(seconds / each / POINTS))
+    typed = words.replace("WEIGHTS", shlex.quote(str(WEIGHTS)))
+    often = max(1, round(seconds / POINTS / seconds_per_update(typed, filepath, f"{folder}/timed", time.perf_counter)))
     rare = {"generate_every": NEVER, "checkpoint_every": NEVER, "validate_every": often, "validate_bytes": SAMPLE}
-    trainer = trainer_of(words, filepath, f"{folder}/run", num_batches=POINTS * often, **rare)
+    trainer = trainer_of(typed, filepath, f"{folder}/run", num_batches=POINTS * often, **rare)
     valid, tokenizer = trainer.corpus.valid, trainer.corpus.tokenizer
     curve, spent = [[0.0, round(evaluate(trainer.model, valid, tokenizer, SAMPLE), 4)]], 0.0
     with closing(trainer.run()) as records:
