@@ -5,12 +5,15 @@ import json
 import math
 import re
 import sys
+from functools import partial
 
 import pytest
 import torch
+from ipywidgets import HTML, Dropdown
+from ipywidgets.widgets.widget import _instances
 from programs import ROOT, call, folder
 
-from nyx import NYX
+from nyx import NYX, plot
 from nyx.lora import load_adapter, use_adapters
 
 sys.path += [str(ROOT / "tools"), str(ROOT / "benchmarks")]
@@ -78,6 +81,23 @@ def test_the_adapter_changes_the_voice_and_is_small():
     use_adapters(model)
     assert [bits(model, text) for text in (PROSE, VERSE)] == before
     assert file.stat().st_size < 0.02 * 4 * model.config.parameters
+
+
+def test_another_voice_is_switched_on_before_it_writes(monkeypatch):
+    shown, voice = [], []
+
+    class Echo:
+        def stream(self, *args, **kwargs):
+            yield f"written by {voice[-1]}"
+
+    monkeypatch.setattr(plot, "display", lambda data, **kwargs: shown.append(data))
+    plot.prompt_box(Echo(), "The ", voices={name: partial(voice.append, name) for name in ("first", "second")})
+    bundle = shown[0]["application/vnd.jupyter.widget-view+json"]
+    box = _instances[bundle["model_id"]]
+    switch, page = (next(w for w in box.children if isinstance(w, kind)) for kind in (Dropdown, HTML))
+    assert voice == ["first"] and "written by first" in page.value
+    switch.value = "second"
+    assert voice == ["first", "second"] and "written by second" in page.value
 
 
 def test_the_records_were_made_with_the_flags_of_now():
