@@ -36,8 +36,8 @@ from torch import nn
 SEEDS = 5
 POINTS = 6  # along a curve
 SPARE = 0.08  # of the time, for what varies from run to run
-RECIPE = """--model_dim 128 --layer_depth 3 --num_attention_heads 2 --head_dim 32 --init_scale 0.1 --precision bf16 --gradient_accumulate_every 1
-    --batch_size 4 --seq_len 192 --learning_rate 9e-4 --warmup_batches 50 --final_rate 0 --weight_decay 5.0""".split()
+RECIPE = """--model_dim 128 --layer_depth 3 --num_attention_heads 4 --head_dim 16 --ff_mult 2 --init_scale 0.1 --precision float32
+    --gradient_accumulate_every 1 --batch_size 4 --seq_len 192 --learning_rate 1.6e-3 --warmup_batches 50 --final_rate 0 --weight_decay 5.0""".split()
 BASELINE = {"vocab": 65, "dim": 128, "depth": 4, "heads": 4, "block": 64, "batch": 12}
 UPDATES, RATE, LEAST, WARMUP = 2000, 1e-3, 1e-4, 100  # of the baseline
 

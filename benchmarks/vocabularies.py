@@ -75,7 +75,9 @@ def train(name: str, seed: int, seconds: float, text: Path, out_dir: Path) -> di
                 continue
             bits, last = record["bits_per_byte"], record["update"] == updates
             if last:
-                bits = evaluate(model, trainer.corpus.valid, trainer.corpus.tokenizer, round(LAST / bytes_per_token), batch_size=1)
+                bits = evaluate(
+                    model, trainer.corpus.valid, trainer.corpus.tokenizer, round(LAST / bytes_per_token), batch_size=1
+                )
             curve.append({"seconds": round(spent, 1), "bits_per_byte": round(bits, 4)})
             print(f"{name}, seed {seed}: {spent:.0f} s, {bits:.3f} bits per byte", file=sys.stderr, flush=True)
             if last:
@@ -90,7 +92,9 @@ def train(name: str, seed: int, seconds: float, text: Path, out_dir: Path) -> di
 def table(results: dict) -> str:
     """The runs of each model in a row of a Markdown table: the mean of the seeds, and each of them at the end."""
     heads = ["vocabulary", "parameters (in the embedding)", "updates", "seconds", "MB of text seen"]
-    heads += [f"bits per byte after {i + 1}/{POINTS} of the time" for i in range(POINTS - 1)] + ["at the end (each seed)"]
+    heads += [f"bits per byte after {i + 1}/{POINTS} of the time" for i in range(POINTS - 1)] + [
+        "at the end (each seed)"
+    ]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for name in MODELS:
         runs = [run for run in results["runs"] if run["vocabulary"] == name]
@@ -108,7 +112,9 @@ def table(results: dict) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=240, help="of training, for each run (default 240)")
-    parser.add_argument("--try", dest="other", nargs=2, metavar=("MODEL", "FLAGS"), help="one model alone, with flags behind its own")
+    parser.add_argument(
+        "--try", dest="other", nargs=2, metavar=("MODEL", "FLAGS"), help="one model alone, with flags behind its own"
+    )
     parser.add_argument("--seeds", type=int, default=2, help="runs of each model (default 2)")
     asked = parser.parse_args()
     folder = Path(os.environ.get("NYX_DATA", ""))
@@ -126,9 +132,18 @@ def main() -> None:
             MODELS[name] += f" {more}"
             print(more, json.dumps(train(name, 0, asked.seconds, text, Path(place, name))))
             return
-        runs = [train(name, seed, asked.seconds, text, Path(place, f"{name}-{seed}")) for seed in range(asked.seeds) for name in MODELS]
+        runs = [
+            train(name, seed, asked.seconds, text, Path(place, f"{name}-{seed}"))
+            for seed in range(asked.seeds)
+            for name in MODELS
+        ]
         trained = text.stat().st_size - valid
-    machine = {"machine": platform.machine(), "threads": 1, "torch": torch.__version__, "python": platform.python_version()}
+    machine = {
+        "machine": platform.machine(),
+        "threads": 1,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
     flags = {name: f"{MODELS[name]} {BOTH}" for name in MODELS}
     results = {"seconds": asked.seconds, "machine": machine, "train bytes": trained, "flags": flags, "runs": runs}
     print(table(results))

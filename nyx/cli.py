@@ -581,9 +581,8 @@ def train(argv: Sequence[str] | None = None) -> None:
         if report is None:
             continue
         report(record)
-        if record["event"] in ("final", "stopped", "checkpoint") or (
-            record["event"] == "validation" and time.monotonic() - drawn > 20
-        ):
+        ended = record["event"] in ("final", "skipped", "stopped")
+        if ended or (record["event"] in ("validation", "checkpoint") and time.monotonic() - drawn > 20):
             try:
                 loss_picture(trainer.out_dir / "log.jsonl", trainer.out_dir / "loss.png")
             except OSError as e:  # a picture is no reason to end a run
