@@ -15,7 +15,7 @@ from fastcore.docments import docments
 
 ROOT = Path(__file__).resolve().parent.parent
 SOLUTION_MARKS = ("### BEGIN SOLUTION", "### END SOLUTION")  # nbgrader's; a reader of the site does not need them
-LESSONS = ["data", "rotary", "attention", "lora", "model", "training", "sampling", "speed", "scale", "ablations", "finetune"]
+LESSONS = ["data", "rotary", "attention", "lora", "model", "training", "sampling", "speed", "scale", "ablations", "finetune", "race"]
 TAGS = {"hide": "remove-cell", "default_exp": "remove-cell", "code-fold": "hide-input", "hide_input": "remove-input"}
 TORCH = "https://docs.pytorch.org/docs/stable"
 TORCH_PAGES = {  # what has no page of its own under generated/

@@ -58,16 +58,16 @@ def test_every_folder_has_a_card_that_says_where_its_figures_come_from():
 
 
 def test_the_english_weights_find_english_likely_and_python_less():
-    model, mini = NYX.from_pretrained(WEIGHTS / "nyx-4m"), NYX.from_pretrained(WEIGHTS / "nyx-mini")
+    large, small, mini = (NYX.from_pretrained(WEIGHTS / name) for name in ("nyx-30m", "nyx-4m", "nyx-mini"))
     code = "def read(self, size=None):\n    if size is None:\n        return self._buffer\n"
-    assert bits(model, PROSE) < 2.2 < bits(mini, PROSE)
-    assert bits(mini, code) < bits(model, code)
+    assert bits(large, PROSE) < 1.7 < bits(small, PROSE) < 2.2 < bits(mini, PROSE)
+    assert bits(mini, code) < min(bits(large, code), bits(small, code))
 
 
 def test_a_fresh_clone_writes_english(call, folder):
     (folder / "weights").symlink_to(WEIGHTS)
     done = call("test.py", "--sample_prompt", "AI is a power!", "--generate_length", 200, "--seed", 0)
-    assert done.code == 0 and "weights/nyx-4m" in done.err
+    assert done.code == 0 and "weights/nyx-30m" in done.err
     words = re.findall(r"[a-z]+", done.out.lower())
     assert len({*words} & {"the", "and", "of", "to", "a", "in", "was", "it", "that", "he", "his", "i"}) >= 4, done.out
 
@@ -105,6 +105,8 @@ def test_the_records_were_made_with_the_flags_of_now():
     for way, words in record_finetune.WAYS.items():
         asked = f"{words} {record_finetune.BOTH}".replace("WEIGHTS", "weights/nyx-4m")
         assert recorded[way]["flags"] == asked, "record anew with `make finetune`"
+    raced = json.loads((ROOT / "nbs" / "race.json").read_text())["recipe"]
+    assert raced.split() == race.RECIPE, "record anew with `make race`"
 
 
 def test_the_opponent_of_the_race_is_the_published_shape():
