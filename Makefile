@@ -95,7 +95,7 @@ bench: $(PACKAGE) ## measure speed beside other libraries, in turns; writes benc
 	$(PIP) install --quiet --progress-bar off --no-deps -r benchmarks/requirements.txt
 	$(BIN)/python benchmarks/bench.py $(SECTIONS)
 
-race: $(PACKAGE) ## record the race on Tiny Shakespeare: the baseline and NYX in turn, five seeds each (25 minutes of two cores)
+race: $(PACKAGE) ## record the race on Tiny Shakespeare: the baseline and NYX in turn, five seeds each (half an hour of two cores)
 	$(BIN)/python benchmarks/race.py
 
 docs: $(PACKAGE) ## build the docs into _docs/html (needs npm for the scripts that show formulas and widgets)

@@ -1,6 +1,6 @@
 """A race on Tiny Shakespeare: nanoGPT's recipe for a CPU sets the time, and NYX has as much of it.
 
-    make race                                                         # the race: the baseline and NYX in turn, five seeds each (25 minutes)
+    make race                                                         # the race: the baseline and NYX in turn, five seeds each (half an hour)
     python benchmarks/race.py --try "--learning_rate 7e-4"            # the recipe with other flags, scored on the end of the training part
 
 The last 10 % of the text (111,540 bytes) is scored, whole, and nothing else of it is looked at: settings were chosen with

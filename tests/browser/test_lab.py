@@ -2,6 +2,7 @@
 
 import json
 import re
+import urllib.request
 
 import pytest
 from conftest import ROOT
@@ -13,19 +14,29 @@ BEGIN, END = "### BEGIN SOLUTION", "### END SOLUTION"
 
 
 def open_notebook(watch, lab: tuple, name: str):
-    """A watched page with the learner's copy of a notebook, its kernel idle."""
+    """A watched page with the learner's copy of a notebook, its kernel new and idle."""
     address, _ = lab
+    token = {"Authorization": "token browser-test"}
+    for session in json.load(urllib.request.urlopen(urllib.request.Request(f"{address}/api/sessions", headers=token))):
+        gone = urllib.request.Request(f"{address}/api/sessions/{session['id']}", headers=token, method="DELETE")
+        urllib.request.urlopen(gone).close()  # an earlier test's kernel may still be at work
     watched = watch(address, width=1400, height=1000)
     watched.page.goto(f"{address}/lab/tree/learn/{name}.ipynb?reset&token=browser-test")
     watched.page.wait_for_function(IDLE, timeout=180_000)
+    choose(watched.page, "Edit", "editmenu:clear-all")  # an earlier test may have had its numbers saved
+    watched.page.wait_for_function(f"() => !{PROMPTS}.some(text => /\\[\\d+\\]/.test(text))", timeout=30_000)
     return watched
 
 
 def run_all(page) -> None:
     """Through the menu, as a learner does, until the last cell has its number."""
-    page.locator(".lm-MenuBar-itemLabel", has_text=re.compile("^Run$")).click()
-    page.locator('.lm-Menu-item[data-command="runmenu:run-all"]').click()
-    page.wait_for_function(f"() => /\\[\\d+\\]/.test({PROMPTS}.at(-1)) && {IDLE}", timeout=180_000)
+    choose(page, "Run", "runmenu:run-all")
+    page.wait_for_function(f"() => /\\[\\d+\\]/.test({PROMPTS}.at(-1)) && {IDLE}", timeout=300_000)
+
+
+def choose(page, menu: str, command: str) -> None:
+    page.locator(".lm-MenuBar-itemLabel", has_text=re.compile(f"^{menu}$")).click()
+    page.locator(f'.lm-Menu-item[data-command="{command}"]').click()
 
 
 def code_cell(page, pattern: str):
@@ -98,6 +109,9 @@ def test_a_checker_shows_its_failure_and_its_success(lab, watch, screenshot):
     page = open_notebook(watch, lab, "rotary").page
     run_all(page)
     checker = code_cell(page, rf"check\.\w+\({name}\)")
+    checker.locator(".jp-OutputArea-output").first.wait_for(
+        state="attached", timeout=30_000
+    )  # it comes after the number
     failed = said(checker)
     assert len(failed.split()) > 5 and "✓" not in failed, failed
     checker.scroll_into_view_if_needed()
