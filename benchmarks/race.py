@@ -7,6 +7,7 @@ The last 10 % of the text (111,540 bytes) is scored, whole, and nothing else of 
 --try. The clock of both runs from the start of the process until their last weights are there, NYX's on disk; what train.py
 then takes to score them is in race.json as well ("to the end"). Both are scored alike, in nats a character: in windows as long
 as those they were trained on, each of which adds its second half. The points along the curves are scored afterwards.
+The baseline's last point, and so its result, is that of update 1,998 of 2,000.
 Writes nbs/race.json.
 """
 

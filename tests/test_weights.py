@@ -60,7 +60,7 @@ def test_every_folder_has_a_card_that_says_where_its_figures_come_from():
 def test_the_english_weights_find_english_likely_and_python_less():
     large, small, mini = (NYX.from_pretrained(WEIGHTS / name) for name in ("nyx-30m", "nyx-4m", "nyx-mini"))
     code = "def read(self, size=None):\n    if size is None:\n        return self._buffer\n"
-    assert max(bits(large, PROSE), bits(small, PROSE)) < 1.7 < 2.2 < bits(mini, PROSE)
+    assert bits(large, PROSE) < 1.3 < bits(small, PROSE) < 2.2 < bits(mini, PROSE)
     assert bits(mini, code) < min(bits(large, code), bits(small, code))
 
 

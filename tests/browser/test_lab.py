@@ -2,7 +2,6 @@
 
 import json
 import re
-import urllib.request
 
 import pytest
 from conftest import ROOT
@@ -16,11 +15,11 @@ BEGIN, END = "### BEGIN SOLUTION", "### END SOLUTION"
 def open_notebook(watch, lab: tuple, name: str):
     """A watched page with the learner's copy of a notebook, its kernel new and idle."""
     address, _ = lab
-    token = {"Authorization": "token browser-test"}
-    for session in json.load(urllib.request.urlopen(urllib.request.Request(f"{address}/api/sessions", headers=token))):
-        gone = urllib.request.Request(f"{address}/api/sessions/{session['id']}", headers=token, method="DELETE")
-        urllib.request.urlopen(gone).close()  # an earlier test's kernel may still be at work
     watched = watch(address, width=1400, height=1000)
+    api, sessions = watched.page.request, f"{address}/api/sessions"
+    token = {"Authorization": "token browser-test"}
+    for session in api.get(sessions, headers=token).json():  # an earlier test's kernel may still be at work
+        assert api.delete(f"{sessions}/{session['id']}", headers=token).ok
     watched.page.goto(f"{address}/lab/tree/learn/{name}.ipynb?reset&token=browser-test")
     watched.page.wait_for_function(IDLE, timeout=180_000)
     choose(watched.page, "Edit", "editmenu:clear-all")  # an earlier test may have had its numbers saved
@@ -109,9 +108,7 @@ def test_a_checker_shows_its_failure_and_its_success(lab, watch, screenshot):
     page = open_notebook(watch, lab, "rotary").page
     run_all(page)
     checker = code_cell(page, rf"check\.\w+\({name}\)")
-    checker.locator(".jp-OutputArea-output").first.wait_for(
-        state="attached", timeout=30_000
-    )  # it comes after the number
+    checker.locator(".jp-OutputArea-output").first.wait_for(state="attached")  # outputs come after the number
     failed = said(checker)
     assert len(failed.split()) > 5 and "✓" not in failed, failed
     checker.scroll_into_view_if_needed()
