@@ -8,10 +8,14 @@ import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
+from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
 
 sys.path.insert(0, str(ROOT / "tools"))
 import run_notebooks as runner
@@ -234,9 +238,6 @@ def test_requirements_agree_with_settings():
     """What `pip install .` asks for is pinned in requirements.txt, within the range that it asks for."""
     from configparser import ConfigParser
 
-    from packaging.requirements import Requirement
-    from packaging.utils import canonicalize_name
-
     settings = ConfigParser(delimiters=["="], interpolation=None)
     settings.read(ROOT / "settings.ini", encoding="utf-8")
     fields = ("requirements", "course_requirements", "dev_requirements")
@@ -255,3 +256,16 @@ def test_no_file_names_a_package_registry():
     texts = [ROOT / f for f in files if f and (ROOT / f).is_file() and (ROOT / f).stat().st_size < 2**21]
     naming = [f"{p.name}: {h}" for p in texts for h in hosts if h.encode() in p.read_bytes()]
     assert not naming
+
+
+def test_the_pins_accept_every_python_that_the_readme_names():
+    pins = {}
+    for path in [*ROOT.glob("requirements*.txt"), ROOT / "constraints.txt"]:
+        pins |= dict(re.findall(r"^([\w.-]+)==(\S+)", path.read_text(encoding="utf-8"), re.MULTILINE))
+    installed = {canonicalize_name(d.name): d for d in distributions()}
+    here = {name: installed[canonicalize_name(name)] for name in pins if canonicalize_name(name) in installed}
+    assert len(here) > 100
+    for name, distribution in here.items():
+        accepted = SpecifierSet(distribution.metadata.get("Requires-Python") or "")
+        for python in ("3.11.0", "3.12.0", "3.13.0"):  # Debian 12 has 3.11.2
+            assert accepted.contains(python), (name, pins[name], str(accepted))
