@@ -592,7 +592,7 @@ def train(argv: Sequence[str] | None = None) -> None:
         with whole_model(trainer.model) as model:
             if trainer.main:
                 finish(trainer, model, flags, notes, report)
-    trainer.accelerator.end_training()  # processes that merely exit may abort while the others still talk to them
+    trainer.end()
 
 # %% ../nbs/lib/cli.ipynb #009d101a
 def finish(trainer: Trainer, model: NYX, flags: dict, notes: dict, report: Report) -> None:

@@ -246,6 +246,11 @@ class Trainer:
         "Ask the run to save and end at the next chance."
         self.stopping = True
 
+    def end(self) -> None:
+        "Part from the other processes, if there are any, before this one exits: one that merely exits may abort."
+        self.accelerator.wait_for_everyone()  # meanwhile Gloo's threads let go of their last tensors, for which they need the interpreter
+        self.accelerator.end_training()
+
     def resume(self, state: dict) -> None:
         "Go on from a checkpoint of a run with the same settings (`num_batches` may differ)."
         restore(self, state)
