@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from .kernels import fused_attention
 from .rotary import Rotary, Rotation, apply_rotary
 
 # %% ../nbs/attention.ipynb #c700f1d2
@@ -54,9 +55,7 @@ def causal_attention(
             return block_attention(q, k, v)
     if mask is None and 1 < n < m:
         mask = causal_mask(n, m, q.device)
-    return F.scaled_dot_product_attention(
-        q, k, v, mask, dropout, is_causal=mask is None and n > 1, enable_gqa=q.shape[1] != k.shape[1]
-    )
+    return fused_attention(q, k, v, mask, dropout, is_causal=mask is None and n > 1)
 
 # %% ../nbs/attention.ipynb #5a5f78dd
 BLOCK = 64  # queries at a time
@@ -80,9 +79,13 @@ class BlockAttention(torch.autograd.Function):
     "Causal attention on scaled queries (b r n d), keys and values (b n d), a block of queries at a time. FlashAttention, arXiv 2205.14135, section 3.1."
 
     @staticmethod
-    def forward(ctx, q: Float[Tensor, "b r n d"], k: Float[Tensor, "b n d"], v: Float[Tensor, "b n d"]):
+    def setup_context(ctx, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        "Keep the inputs for the way back; apart from `forward`, so that `torch.func.grad` works too."
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def forward(q: Float[Tensor, "b r n d"], k: Float[Tensor, "b n d"], v: Float[Tensor, "b n d"]):
         "What each query finds, (b r n d)."
-        ctx.save_for_backward(q, k, v)
         out = torch.empty_like(q)
         for block, _, weights in query_blocks(q, k):
             out[:, :, block] = (weights @ v[:, : block.stop]).unflatten(1, (q.shape[1], -1))

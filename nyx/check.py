@@ -260,8 +260,7 @@ def using(**parts) -> Iterator[None]:
                 f"{name} was a {type(part).__name__}: give a function or a class, its name without brackets"
             )
     before = {name: getattr(PARTS[name], name) for name in parts}
-    packed, counted = model.Writer.decoder, training.refuse_beyond_memory
-    model.Writer.decoder = lambda self, precision="auto": self  # a packed copy would go past the parts that are replaced
+    counted = training.refuse_beyond_memory
     training.refuse_beyond_memory = lambda trainer, objective: None  # it counts without numbers, and a part may look at them
     try:
         for name, part in parts.items():
@@ -272,7 +271,7 @@ def using(**parts) -> Iterator[None]:
         for name, part in parts.items():
             _swap(name, part, before[name])
             _in_force.remove(name)
-        model.Writer.decoder, training.refuse_beyond_memory = packed, counted
+        training.refuse_beyond_memory = counted
 
 # %% ../nbs/lib/check.ipynb #cf3f734c
 def tiny_corpus() -> data.Corpus:

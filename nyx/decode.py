@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from .attention import KVCache, causal_mask, next_rotations
+from .kernels import fused_attention, has_bf16, has_int8
 from .rotary import Rotation
 from .sampling import Sampling, check_request, prefill
 
@@ -42,7 +43,7 @@ class Packed:
 def product(weight: Shaped[Tensor, "rows k"], dtype: torch.dtype) -> Plain | Packed:
     "x·Wᵀ in `dtype`: packed where this processor's oneDNN can, plain elsewhere."
     can = weight.device.type == "cpu" and torch.backends.mkldnn.is_available()
-    can = can and (dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()))
+    can = can and (dtype == torch.float32 or (dtype == torch.bfloat16 and has_bf16("cpu")))
     return Packed(weight, dtype) if can else Plain(weight, dtype)
 
 # %% ../nbs/speed.ipynb #d3c504fd
@@ -55,8 +56,8 @@ def round_rows(weight: Float[Tensor, "rows k"]) -> tuple[Int[Tensor, "rows k"], 
 class Int8:
     """x·Wᵀ with int8 weights, one scale for each row, and bfloat16 for x.
 
-    Up to four rows of x the weights are read as int8. More rows are bound by computing, and whole numbers up to 127 are
-    exact in bfloat16: the same product then runs on packed bfloat16, made when first needed.
+    Up to four rows of x the weights are read as int8. More rows are bound by computing, and integers up to 127 are exact
+    in bfloat16: the same product then runs on packed bfloat16 (float32 where bfloat16 is emulated), made when first needed.
     """
 
     dtype = torch.bfloat16
@@ -69,7 +70,7 @@ class Int8:
         if len(x) <= 4:
             return torch._weight_int8pack_mm(x.to(self.dtype), self.whole, self.scale)
         if self.many is None:
-            self.many = product(self.whole, self.dtype)
+            self.many = product(self.whole, torch.bfloat16 if has_bf16(x.device) else torch.float32)
         return self.many(x) * self.scale
 
 # %% ../nbs/speed.ipynb #3050d334
@@ -81,11 +82,11 @@ def attend_one(
 ) -> Float[Tensor, "h d"]:
     """One query of h heads, scaled by 1/√d already, against m keys that all heads share.
 
-    Long texts in two halves, which needs an even number of slots: one beyond m may be looked at, and gets no weight.
+    Long texts in two halves, which need an even number of slots: one beyond m may be looked at, and gets no weight.
     """
-    if m < HALVES:
-        return (q @ keys[:m].T).softmax(-1) @ values[:m]
     even = m + m % 2
+    if m < HALVES or even > len(keys):
+        return (q @ keys[:m].T).softmax(-1) @ values[:m]
     keys, values = (rearrange(x[:even], "(p m) d -> p m d", p=2) for x in (keys, values))
     scores = rearrange(q @ keys.mT, "p h m -> h (p m)")
     scores[:, m:] = -math.inf
@@ -100,12 +101,11 @@ def attend(
     mask: Bool[Tensor, "b 1 n m"] | None = None,  # causal if absent
 ) -> Float[Tensor, "b n h d"]:
     "Causal attention for a step of n tokens, the last of m: the heads that share a key head are rows of one product."
-    n, h, g = q.shape[1], q.shape[2], keys.shape[1]
+    n, g = q.shape[1], keys.shape[1]
     if mask is None and n > 1:
         mask = causal_mask(n, keys.shape[2], q.device)
     if n > 16:  # a prompt: a kernel that never holds all scores
-        out = F.scaled_dot_product_attention(q.transpose(1, 2), keys, values, mask, scale=1.0, enable_gqa=g != h)
-        return out.transpose(1, 2)
+        return fused_attention(q.transpose(1, 2), keys, values, mask, scale=1.0).transpose(1, 2)
     scores = rearrange(q, "b n (g r) d -> b g (r n) d", g=g) @ keys.mT
     if mask is not None:
         mask = mask if mask.dim() == 2 else mask[:, None]  # (n, m) for all, or (b, 1, 1, n, m)
@@ -133,7 +133,8 @@ SMALL = 4_000_000  # weights that stay in a processor's cache
 
 
 def choose_precision(precision: str, weight: Tensor, parameters: int) -> str:
-    "What `auto` stands for: int8 on a CPU for more than 4 million parameters, bf16 on a GPU that has it, else float32."
+    """What `auto` stands for: bf16 on a GPU that has it; on a CPU, for more than 4 million parameters, int8 where torch has
+    vector code for it, else bf16 where the processor has it. float32 in all other cases."""
     if precision not in PRECISIONS:
         raise ValueError(f"precision was {precision!r}: choose from {', '.join(PRECISIONS)}")
     on_cpu = weight.device.type == "cpu"
@@ -141,21 +142,22 @@ def choose_precision(precision: str, weight: Tensor, parameters: int) -> str:
         raise ValueError(f"precision int8 runs on the CPU, and the model is on {weight.device}: choose bf16 or float32")
     if precision != "auto" or weight.dtype == torch.float64:
         return "float32" if precision == "auto" else precision
-    if on_cpu:
-        return "int8" if parameters > SMALL else "float32"
-    return "bf16" if weight.device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
+    if on_cpu and parameters > SMALL and has_int8():
+        return "int8"
+    return "bf16" if has_bf16(weight.device) and not (on_cpu and parameters <= SMALL) else "float32"
 
 # %% ../nbs/speed.ipynb #ecf779ec
 class Decoder:
     """A Transformer made ready to write: two packed products a layer, in the precision asked for.
 
-    Called like the model, `decoder(tokens, cache)`: int64 (b, n) to float logits (b, n, vocab_size). Holds copies of the
-    weights as they are now. float32 means float64 for a model in float64.
+    Called like the model, `decoder(tokens, cache)`: int64 (b, n) to float logits (b, n, vocab_size), or (k, vocab_size) for
+    the k positions where `keep` is True. Holds copies of the weights as they are now. float32 means float64 for a model in
+    float64.
     """
 
     def __init__(self, model, precision: str = "auto"):
         weight, c = model.embedding.weight, model.config
-        self.model, self.precision = model, choose_precision(precision, weight, c.parameters)
+        self.model, self.precision, self.device = model, choose_precision(precision, weight, c.parameters), weight.device
         self.dtype = torch.promote_types(weight.dtype, torch.float32)
         dtype = torch.bfloat16 if self.precision == "bf16" else self.dtype
         form = Int8 if self.precision == "int8" else lambda weight: product(weight, dtype)
@@ -170,7 +172,9 @@ class Decoder:
         return self.model.new_cache(batch, capacity + capacity % 2, self.dtype)
 
     @torch.inference_mode()
-    def __call__(self, tokens: Int[Tensor, "b n"], cache: KVCache) -> Float[Tensor, "b n v"]:
+    def __call__(
+        self, tokens: Int[Tensor, "b n"], cache: KVCache, keep: Bool[Tensor, "b n"] | None = None
+    ) -> Float[Tensor, "*b v"]:
         b, n = tokens.shape
         with torch.autocast(tokens.device.type, enabled=False):
             x = self.model.embed(tokens).to(self.dtype).view(b * n, -1)
@@ -178,7 +182,13 @@ class Decoder:
             for i in range(len(self.layers)):
                 x = x + self.layer(i, x, (b, n, -1, self.head_dim), tables, cache, mask)
             cache.advance(n)
-            return self.head(torch.layer_norm(x, self.width)).to(self.dtype).unflatten(0, (b, n))
+            if keep is None:
+                return self.logits(x).unflatten(0, (b, n))
+            return self.logits(x[keep.flatten()]) if keep.any() else x.new_zeros(0, self.model.config.vocab_size)
+
+    def logits(self, x: Float[Tensor, "t c"]) -> Float[Tensor, "t v"]:
+        "The logits after the last block."
+        return self.head(torch.layer_norm(x, self.width)).to(self.dtype)
 
     def tables(self, n: int, cache: KVCache) -> tuple[Tensor, Tensor]:
         "Joint tables of the next n positions, of those made in advance: a step needs one, and making 64 costs no more."
@@ -250,13 +260,13 @@ class SmallModel:
         same = next((i for i, (a, b) in enumerate(zip(self.read, tokens)) if a != b), min(len(self.read), len(tokens)))
         same = min(same, len(tokens) - 1)  # the last one is read again: its logits are what comes next
         self.cache.rewind(same)
-        logits = prefill(self.decoder, torch.tensor([tokens[same:]]), self.cache)
+        logits = prefill(self.decoder, torch.tensor([tokens[same:]], device=self.decoder.device), self.cache)
         guesses, chances = [], []
         for i in range(self.most):
             chances.append(settings.probabilities(logits)[0])
             guesses.append(int(torch.multinomial(chances[-1], 1, generator=generator)))
             if i + 1 < self.most:
-                logits = self.decoder(torch.tensor([[guesses[-1]]]), self.cache)[:, -1]
+                logits = self.decoder(torch.tensor([[guesses[-1]]], device=self.decoder.device), self.cache)[:, -1]
         self.read = [*tokens, *guesses[:-1]]
         return guesses, torch.stack(chances)
 

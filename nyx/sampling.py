@@ -87,13 +87,16 @@ class Sampling:
 def prefill(
     model: Callable, prompt: Int[Tensor, "b n"], cache, lengths: Int[Tensor, " b"] | None = None, piece: int = 512
 ) -> Float[Tensor, "b v"]:
-    "Read the prompts into the cache; returns the logits that follow the last real token of each row."
-    last = (torch.full((len(prompt),), prompt.shape[1]) if lengths is None else lengths.cpu()) - 1
-    found = [None] * len(prompt)
-    for start in range(0, prompt.shape[1], piece):
-        logits = model(prompt[:, start : start + piece], cache=cache)
-        for row in torch.nonzero(last // piece == start // piece).flatten().tolist():
-            found[row] = logits[row, last[row] - start]
+    "Read the prompts into the cache; returns the logits that follow the last real token of each row, and computes no others."
+    b, n = prompt.shape
+    last = (torch.full((b,), n) if lengths is None else lengths.cpu()) - 1
+    found = [None] * b
+    for start in range(0, n, piece):
+        tokens = prompt[:, start : start + piece]
+        keep = last[:, None] == torch.arange(start, start + tokens.shape[1])
+        logits = model(tokens, cache=cache, keep=keep.to(prompt.device))
+        for row, row_logits in zip(keep.any(1).nonzero().flatten().tolist(), logits):
+            found[row] = row_logits
     if lengths is not None:
         cache.forget_padding(lengths)
     return torch.stack(found)
@@ -101,7 +104,7 @@ def prefill(
 # %% ../nbs/sampling.ipynb #e971a447
 @torch.inference_mode()
 def generate_tokens(
-    model: Callable,  # model(tokens, cache=...) -> logits, with model.new_cache(batch, capacity)
+    model: Callable,  # model(tokens, cache=..., keep=...) -> logits, with model.new_cache(batch, capacity)
     prompt: Int[Tensor, "b n"],
     max_new: int,
     lengths: Int[Tensor, " b"] | None = None,  # real tokens in each row; the rest is padding on the right
