@@ -5,7 +5,7 @@ __all__ = ['tensors_of', 'marks', 'fingerprint', 'Anatomy', 'anatomy', 'Original
            'Packings', 'TextSoFar', 'WholeText']
 
 # %% ../nbs/lib/fastpath.ipynb #42b89cd9
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from inspect import getattr_static
 from types import ModuleType
 from typing import NamedTuple
@@ -200,7 +200,7 @@ class TextSoFar:
 
     def forget_padding(self, lengths: Int[Tensor, " b"]) -> None:
         "Sequence i holds only `lengths[i]` tokens; what follows was padding."
-        self.lengths = lengths.to(self.lengths)
+        self.lengths = lengths.to(self.lengths, copy=True)
 
 
 class WholeText:

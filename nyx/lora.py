@@ -155,8 +155,8 @@ def _place(model: nn.Module, target: Target, rank: int) -> tuple[int, int]:
         layer = model.get_submodule(target.path)
     except AttributeError:
         raise ValueError(f"the model has no layer {target.path!r}") from None
-    if not isinstance(layer, nn.Linear):
-        raise ValueError(f"{target.path!r} is a {type(layer).__name__}: adapters go on linear layers")
+    if not isinstance(layer, nn.Linear) or "weight" not in layer._parameters:
+        raise ValueError(f"{target.path!r} is a {type(layer).__name__}: adapters go on plain linear layers")
     start, stop = target.start, layer.out_features if target.stop is None else target.stop
     if not 0 <= start < stop <= layer.out_features:
         raise ValueError(f"rows {start} to {stop} of {target.path!r} do not exist: it has {layer.out_features}")
