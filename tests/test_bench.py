@@ -11,6 +11,8 @@ from math import isfinite
 import pytest
 import torch
 from conftest import GUARD, ROOT
+from matplotlib.container import BarContainer
+from matplotlib.figure import Figure
 
 BENCHMARKS = ROOT / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
@@ -255,3 +257,13 @@ def test_the_published_number_has_the_digits_of_its_page():
         assert not re.search(r"1\.88\d", text.replace("1.881", "").replace("1.889", "")), (
             f"nanoGPT's page says 1.88: {name}"
         )
+
+
+@pytest.mark.parametrize("dots", [False, True])
+def test_bars_begin_at_zero(dots):
+    """A bar is as long as its number is large, so its axis is linear and begins at 0; a log axis gets dots."""
+    ax = Figure().add_subplot()
+    report.marks(ax, {"NYX, int8": {"median": 300.0}, "x-transformers, bf16": {"median": 2.0}}, "words", dots=dots)
+    bars = [c for c in ax.containers if isinstance(c, BarContainer)]
+    assert ax.get_xscale() == ("log" if dots else "linear") and bool(bars) != dots
+    assert dots or (ax.get_xlim()[0] == 0 and [bar.get_width() for bar in bars[0]] == [300, 2])
