@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from conftest import ROOT, tries
 from hypothesis import given
 from hypothesis import strategies as st
+from jaxtyping import config as jaxtyping_config
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -21,6 +22,15 @@ from nyx.lora import add_adapter, merge_adapters, use_adapters
 from nyx.sampling import prefill
 
 PROMPT = torch.tensor([list(b"To be, or not")])
+
+
+@pytest.fixture
+def unchecked():
+    """Without the checks of shapes, which other tests make: a property with thousands of examples has no time for them."""
+    before = jaxtyping_config.jaxtyping_disable
+    jaxtyping_config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping_config.update("jaxtyping_disable", before)
 
 
 def small(seed: int = 0, **changes: object) -> NYX:
@@ -48,9 +58,9 @@ def greedy(model: nn.Module, prompt: Tensor, new: int) -> tuple[Tensor, float]:
 def agrees(model: NYX) -> None:
     """Assert that text, stream and packed logits are those of a deep copy's forward pass."""
     twin = copy.deepcopy(model)
-    expected, lead = greedy(twin, PROMPT, 3)
-    got = model.generate(PROMPT, 3, temperature=0, precision="auto")
-    streamed = b"".join(t.encode() for t in model.stream(bytes(PROMPT[0].tolist()), 3, temperature=0))
+    expected, lead = greedy(twin, PROMPT, 2)
+    got = model.generate(PROMPT, 2, temperature=0, precision="auto")
+    streamed = b"".join(t.encode() for t in model.stream(bytes(PROMPT[0].tolist()), 2, temperature=0))
     if lead > 1e-3:
         assert got.tolist() == expected.tolist()
         assert streamed.decode() == bytes(expected[0].tolist()).decode(errors="replace")
@@ -287,7 +297,7 @@ CHANGES = [
 
 @tries(500, 10_000)
 @given(st.integers(0, 2**32 - 1))
-def test_any_change_is_seen_by_the_next_text(seed):
+def test_any_change_is_seen_by_the_next_text(unchecked, seed):
     """A model that has generated in two precisions is changed at random; the next text is that of a copy made afterwards."""
     draw = random.Random(seed)
     model = small(seed % 1000, num_kv_heads=draw.choice([1, 2]))
