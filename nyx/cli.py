@@ -70,7 +70,7 @@ def base_parser(description: str) -> argparse.ArgumentParser:
     shape = parser.add_argument_group("shape of the model")
     shape.add_argument("--preset", choices=list(PRESETS), help="a named shape; single flags change it (default nyx-30m)")
     add_fields(shape, NYXConfig, SHAPE_HELP)
-    parser.add_argument("--threads", type=int, metavar="N", help="processor threads (default: torch's choice; a resume takes those of the run)")
+    parser.add_argument("--threads", type=int, metavar="N", help="processor threads (default: torch's choice)")
     parser.add_argument("--tokenizer", choices=["bytes", "gpt2"], help="how text becomes tokens (default: bytes for a vocab_size of 256, gpt2 for 50257)")
     return parser
 
@@ -85,7 +85,8 @@ def train_parser() -> argparse.ArgumentParser:
     data.add_argument("--valid_fraction", type=float, metavar="N",
                       help="share of a file (its end) or folder (whole files) that is kept for validation (default 0.1)")
     data.add_argument("--out_dir", metavar="FOLDER", help="where checkpoints, log and loss picture go (default weights)")
-    data.add_argument("--checkpoint_path", metavar="FILE", help="resume this checkpoint, or the newest readable one of a folder")
+    data.add_argument("--checkpoint_path", metavar="FILE",
+                      help="resume this checkpoint, or the newest readable one of a folder; settings and threads are its own")
     data.add_argument("--weights", metavar="PATH", help="start a new run from these weights: a folder or a checkpoint")
     data.add_argument("--export", metavar="FOLDER", help="at the end, write config.json and model.safetensors there")
     data.add_argument("--int8", action="store_true", help="export matrices as int8, with one scale a row: a quarter of the size")
