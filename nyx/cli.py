@@ -2,11 +2,12 @@
 
 # %% auto #0
 __all__ = ['SHAPE_HELP', 'RUN_HELP', 'LONGEST_PROMPT', 'add_fields', 'base_parser', 'train_parser', 'test_parser', 'friendly',
-           'typed_shape', 'contradictions', 'is_sound', 'is_unicode', 'read_checkpoint', 'read_weights',
-           'restore_adapter', 'fits', 'find_weights', 'describe', 'shape_flags', 'plan_new', 'plan_resume',
-           'choose_tokenizer', 'processes', 'tell_of_processes', 'open_checkpoint', 'check_data', 'check_folder',
-           'scale_outputs', 'prepare', 'refuse_beyond_memory', 'Report', 'clock', 'loss_picture', 'train', 'finish',
-           'set_threads', 'train_main', 'read_draft', 'write', 'test_main']
+           'complain', 'silence', 'typed_shape', 'contradictions', 'is_sound', 'is_unicode', 'read_checkpoint',
+           'read_weights', 'restore_adapter', 'fits', 'find_weights', 'describe', 'shape_flags', 'plan_new',
+           'plan_resume', 'same_place', 'choose_tokenizer', 'processes', 'tell_of_processes', 'open_checkpoint',
+           'check_data', 'check_folder', 'scale_outputs', 'prepare', 'refuse_beyond_memory', 'data_folder', 'Report',
+           'clock', 'loss_picture', 'train', 'finish', 'export_flags', 'set_threads', 'train_main', 'read_draft',
+           'write', 'test_main']
 
 # %% ../nbs/lib/cli.ipynb #e4b71eb1
 import argparse
@@ -17,6 +18,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -30,8 +32,9 @@ from .lora import add_adapter, load_adapter, save_adapter, train_adapter
 from .model import NYX, PRESETS, NYXConfig, preset, read_folder_config
 from .sampling import Sampling
 from .memory import free_memory, require_memory
+from .runs import best_device, no_data, outputs, resume_command
 from .sharding import is_sharded, whole_model
-from .training import TrainConfig, Trainer, TrainingError, for_processes, parameter_groups
+from .training import TrainConfig, Trainer, TrainingError, for_processes, parameter_groups, stopped_by_signals
 
 # %% ../nbs/lib/cli.ipynb #da13cbcf
 SHAPE_HELP = {
@@ -41,7 +44,8 @@ SHAPE_HELP = {
     "ff_dropout": "probability of dropping a feed-forward channel",
 }  # fmt: skip
 RUN_HELP = {
-    "num_batches": "updates of the weights in the whole run", "batch_size": "windows in a micro-batch (each process)",
+    "num_batches": "updates of the weights in the whole run; if a resume asks for more, the learning rate decays from where it is",
+    "batch_size": "windows in a micro-batch (each process)",
     "gradient_accumulate_every": "micro-batches in one update", "seq_len": "tokens predicted in each window", "learning_rate": "highest learning rate of Lion",
     "warmup_batches": "updates over which the rate rises, at most a tenth of the run", "final_rate": "share of the highest rate at the end",
     "beta1": "Lion's share of momentum in a step", "beta2": "Lion's share of momentum kept",
@@ -81,13 +85,14 @@ def train_parser() -> argparse.ArgumentParser:
     data.add_argument("--valid_fraction", type=float, metavar="N",
                       help="share of a file (its end) or folder (whole files) that is kept for validation (default 0.1)")
     data.add_argument("--out_dir", metavar="FOLDER", help="where checkpoints, log and loss picture go (default weights)")
-    data.add_argument("--checkpoint_path", metavar="FILE", help="resume this checkpoint, or the newest readable one of a folder")
+    data.add_argument("--checkpoint_path", metavar="FILE",
+                      help="resume this checkpoint, or the newest readable one of a folder; settings and threads are its own")
     data.add_argument("--weights", metavar="PATH", help="start a new run from these weights: a folder or a checkpoint")
     data.add_argument("--export", metavar="FOLDER", help="at the end, write config.json and model.safetensors there")
     data.add_argument("--int8", action="store_true", help="export matrices as int8, with one scale a row: a quarter of the size")
     add_fields(parser.add_argument_group("the run"), TrainConfig, RUN_HELP)
     parser.add_argument("--precision", choices=["auto", "float32", "bf16", "fp16"],
-                        help="of the matrix products (default auto: bf16 on a GPU that has it, else float32)")
+                        help="of the matrix products (default auto: as accelerate launch says, else bf16 on a GPU that has it natively, else float32)")
     parser.add_argument("--init_scale", type=float, metavar="N",
                         help="scale of the first weights of what each block adds; below 1 a run starts more quietly (default 1)")
     parser.add_argument("--compile", action="store_true", help="compile the model first (needs a C++ compiler)")
@@ -121,31 +126,48 @@ def test_parser() -> argparse.ArgumentParser:
 # %% ../nbs/lib/cli.ipynb #8bf765a9
 def friendly(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None) -> int:
     "Run `main`; what is wrong with the request becomes a sentence and exit code 2, a failed run 1, an interrupt 130."
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed from the start, as by >&-
+            setattr(sys, name, open(os.devnull, "w"))
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal without Unicode shows what it can
-    warnings.showwarning = lambda message, *rest, **options: print(f"warning: {message}", file=sys.stderr)
+    warnings.showwarning = lambda message, *rest, **options: complain(f"warning: {message}")
     try:
         main(argv)
     except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
+        complain("stopped")
         return 130
     except BrokenPipeError:  # whoever read our output has gone, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        silence(sys.stdout)
         return 141
     except TrainingError as e:
-        print(f"error: {e}", file=sys.stderr)
+        complain(f"error: {e}")
         return 1
     except (ValueError, OSError) as e:
-        print(f"error: {e}", file=sys.stderr)
+        complain(f"error: {e}")
         return 2
     except (MemoryError, OverflowError, RuntimeError) as e:
         memory = type(e) is RuntimeError and re.search("memory|allocat|overflow|[Ss]torage", str(e))
         if isinstance(e, RuntimeError) and not memory and not isinstance(e, torch.OutOfMemoryError):
             raise
-        print("error: there is not enough memory for this: lower batch_size, seq_len, generate_length or the shape", file=sys.stderr)
+        complain("error: there is not enough memory for this: lower batch_size, seq_len, generate_length or the shape")
         return 1
     return 0
+
+
+def complain(text: str) -> None:
+    "Say it on standard error, if anybody is left to read it."
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except OSError:
+        silence(sys.stderr)
+
+
+def silence(stream) -> None:
+    "What is still written to a stream goes nowhere: whoever read it has gone."
+    with suppress(OSError, ValueError, AttributeError):  # not a file of the system, as in a notebook
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 # %% ../nbs/lib/cli.ipynb #4fdc613b
 def typed_shape(flags: dict) -> dict:
@@ -168,10 +190,12 @@ def is_sound(state: dict) -> bool:
     def count(value) -> bool:
         return type(value) is int and 0 <= value < 2**62
 
-    notes, data, best = state["notes"], state["data"], state["best"]
-    texts = [notes["tokenizer"], data["name"], data["sha256"], *([] if notes["filepath"] is None else [notes["filepath"]])]
-    counts = [state["update"], state["samples"], data["size"], *([] if best is None else [best["update"]])]
+    notes, data, best, decay = state["notes"], state["data"], state["best"], state["decay_from"]
+    texts = [notes["tokenizer"], data["name"], data["sha256"], *([] if notes["filepath"] is None else [notes["filepath"]]), *notes["outputs"]]
+    counts = [state["update"], state["samples"], data["size"], *([] if best is None else [best["update"]]), *([] if decay is None else [decay["update"]])]
+    counts += [] if notes["threads"] is None else [notes["threads"]]
     number = (best is None or isinstance(best["bits_per_byte"], int | float)) and isinstance(notes["valid_fraction"], float)
+    number = number and (decay is None or 0 < decay["rate"] <= 1)
     trees = isinstance(state["optimizer"], dict) and isinstance(state["random"], list)
     return all(isinstance(text, str) for text in texts) and all(map(count, counts)) and number and trees
 
@@ -185,7 +209,8 @@ def read_checkpoint(path: Path) -> dict:
     "A checkpoint of a training run. Raises CheckpointError unless it is whole and holds the weights that its configuration describes."
     state = load_checkpoint(path)
     try:
-        state["notes"] = {"valid_fraction": 0.1} | state["notes"]  # an older NYX knew no other
+        state = {"decay_from": None} | state  # an older NYX knew no others
+        state["notes"] = {"valid_fraction": 0.1, "threads": None, "outputs": []} | state["notes"]
         config, run = NYXConfig.from_dict(state["model_config"]), TrainConfig.from_dict(state["train_config"])
         with torch.device("meta"):
             model = NYX(config)
@@ -207,13 +232,13 @@ def read_checkpoint(path: Path) -> dict:
 
 # %% ../nbs/lib/cli.ipynb #89bbb30f
 def read_weights(path: str | Path, typed: dict) -> NYX:
-    "A model from a folder of weights or from a training checkpoint; typed shape settings must agree, dropout may be chosen."
+    "A model in float32 from a folder of weights, of any dtype, or from a checkpoint; typed shape settings must agree, dropout may be chosen."
     path, fixed = Path(path), {name: value for name, value in typed.items() if "dropout" not in name}
     dropout = {name: value for name, value in typed.items() if "dropout" in name}
     if path.is_dir() or not (path.suffix == ".pth" or path.exists()):
         config = asdict(read_folder_config(path))
         contradictions(fixed, config, str(path))
-        weights = NYX.from_pretrained(path).state_dict()
+        weights = NYX.from_pretrained(path).float().state_dict()
         with torch.device("meta"):
             model = NYX(NYXConfig.from_dict(config | dropout))
         model.load_state_dict(weights, assign=True)
@@ -306,8 +331,8 @@ def plan_new(flags: dict) -> tuple[NYXConfig | None, TrainConfig, dict]:
             "rank": flags["lora_rank"],
             "alpha": 2.0 * flags["lora_rank"],
         }
-    notes = {name: flags.get(name, default) for name, default in (("filepath", None), ("valid_fraction", 0.1), ("tokenizer", None))}
-    return shape, run, notes | {"lora": lora}
+    notes = {name: flags.get(name, default) for name, default in (("filepath", None), ("valid_fraction", 0.1), ("tokenizer", None), ("threads", None))}
+    return shape, run, notes | {"lora": lora, "outputs": []}
 
 # %% ../nbs/lib/cli.ipynb #c38d1495
 def plan_resume(flags: dict, state: dict, path: Path) -> tuple[NYXConfig, TrainConfig, dict]:
@@ -319,6 +344,7 @@ def plan_resume(flags: dict, state: dict, path: Path) -> tuple[NYXConfig, TrainC
     if "export" in flags and state["notes"]["lora"]:
         raise ValueError("--export writes a whole model and this run trains an adapter, which is written anyway: leave it out")
     held = asdict(TrainConfig()) | state["train_config"] | state["model_config"] | {name: state["notes"][name] for name in ("tokenizer", "valid_fraction")}
+    held |= {} if state["notes"]["threads"] is None else {"threads": state["notes"]["threads"]}
     held |= {f"lora_{key}": (state["notes"]["lora"] or {}).get(key) for key in ("rank", "name")}
     typed = typed_shape(flags) | {
         name: value for name, value in flags.items() if name in held and name != "num_batches"
@@ -330,8 +356,17 @@ def plan_resume(flags: dict, state: dict, path: Path) -> tuple[NYXConfig, TrainC
         raise ValueError(
             f"--num_batches {settings['num_batches']} contradicts {path}, which has {state['update']} updates behind it already"
         )
-    notes = state["notes"] | ({"filepath": flags["filepath"]} if "filepath" in flags else {})
+    notes = state["notes"] | {"threads": flags.get("threads", state["notes"]["threads"])}
+    if "filepath" in flags and not same_place(flags["filepath"], notes["filepath"]):
+        notes |= {"filepath": flags["filepath"]}
     return NYXConfig.from_dict(state["model_config"]), TrainConfig.from_dict(settings), notes
+
+
+def same_place(typed: str, held: str | None) -> bool:
+    "Whether two names of data mean the same file or folder, seen from here."
+    if held is None or typed in DOWNLOADS or held in DOWNLOADS:
+        return typed == held
+    return os.path.abspath(os.path.expanduser(typed)) == os.path.abspath(os.path.expanduser(held))
 
 # %% ../nbs/lib/cli.ipynb #aed23436
 def choose_tokenizer(typed: str | None, vocab_size: int, where: str) -> Tokenizer:
@@ -412,6 +447,7 @@ def prepare(flags: dict) -> tuple[Trainer, dict]:
     if "checkpoint_path" in flags:
         path, state = open_checkpoint(Path(flags["checkpoint_path"]))
         shape, run, notes = plan_resume(flags, state, path)
+        set_threads(notes)
     else:
         shape, run, notes = plan_new(flags)
     if notes["filepath"] is not None and not is_unicode(notes["filepath"]):
@@ -422,7 +458,12 @@ def prepare(flags: dict) -> tuple[Trainer, dict]:
     vocab_size = (model.config if shape is None else shape).vocab_size
     tokenizer = choose_tokenizer(notes["tokenizer"], vocab_size, str(path or flags.get("weights", "the model")))
     notes = notes | {"tokenizer": tokenizer.name}
-    corpus = load_corpus(notes["filepath"], tokenizer, notes["valid_fraction"])
+    folder = data_folder(notes["filepath"])
+    if folder is not None:
+        export, adapter = Path(flags["export"]) if "export" in flags else None, notes["lora"] and notes["lora"]["name"]
+        written = outputs(folder, [out_dir, path.parent if path else out_dir], export, adapter)
+        notes["outputs"] = sorted({*notes["outputs"], *written})
+    corpus = load_corpus(notes["filepath"], tokenizer, notes["valid_fraction"], exclude=no_data(folder, notes["outputs"]) if folder else ())
     require_length(corpus, run.seq_len)
     if state is not None:
         check_data(corpus, state)
@@ -462,12 +503,21 @@ def refuse_beyond_memory(shape: NYXConfig) -> None:
     advice = {"weights": f"lower model_dim from {shape.model_dim} or layer_depth from {shape.layer_depth}"}
     require_memory({"weights": 4 * shape.parameters}, free_memory(), advice)
 
+# %% ../nbs/lib/cli.ipynb #b8c1a631
+def data_folder(filepath: str | None) -> Path | None:
+    "The folder that `--filepath` names; None for a file, a download, the built-in corpus, and what cannot be looked up."
+    if filepath not in (None, *DOWNLOADS):
+        with suppress(RuntimeError, OSError, ValueError):
+            folder = Path(filepath).expanduser()
+            return folder if filepath and folder.is_dir() else None
+    return None
+
 # %% ../nbs/lib/cli.ipynb #cdc64176
 class Report:
     "Says what happens in a run: lines on standard output, and a progress bar on standard error where that is a terminal."
 
-    def __init__(self, trainer: Trainer):
-        c = trainer.config
+    def __init__(self, trainer: Trainer, *more: str):
+        c, self.trainer, self.more, self.lost = trainer.config, trainer, more, None
         self.total, self.every, self.out_dir = c.num_batches, c.validate_every, trainer.out_dir
         self.bar = tqdm(
             total=c.num_batches,
@@ -484,13 +534,26 @@ class Report:
         sys.stdout.flush()
 
     def __call__(self, record: dict) -> None:
-        getattr(self, f"on_{record['event']}")(record)
+        "Say what a record tells. Once nobody is left to read it, the run is asked to save and end, as by Ctrl-C."
+        try:
+            getattr(self, f"on_{record['event']}")(record)
+        except OSError as error:
+            self.lost, self.bar.disable = error, True
+            self.trainer.stop()
+            for stream in (sys.stdout, sys.stderr):
+                try:
+                    stream.flush()
+                except OSError:
+                    silence(stream)
 
     def on_start(self, r: dict) -> None:
         trained = "" if r["trained"] == r["parameters"] else f", {r['trained']:,} of them trained"
         self.say(
             f"device {r['device']}, processes {r['processes']}, precision {r['precision']}, {r['parameters']:,} parameters{trained}"
         )
+        if "lengthened" in r:
+            rates = f"from {r['learning_rate']:.3g}, where it is, to {r['final_learning_rate']:.3g}"
+            self.say(f"the run is to have {self.total:,} updates, not {r['lengthened']:,}: its learning rate decays {rates}")
 
     def on_update(self, r: dict) -> None:
         self.bar.update(1)
@@ -511,15 +574,19 @@ class Report:
     def on_sample(self, r: dict) -> None:
         self.say(f"--- a sample after update {r['update']:,}\n{r['prompt']}▌{r['text']}\n---")
 
+    def on_failed_sample(self, r: dict) -> None:
+        warnings.warn(f"the sample after update {r['update']:,} failed ({r['reason']}): the run goes on", stacklevel=2)
+
     def on_checkpoint(self, r: dict) -> None:
         self.say(f"saved {r['path']}")
         if r["update"] == self.total:
             self.say(f"scoring all {self.tokens_to_score:,} tokens of the validation split (Ctrl-C to skip)")
 
     def on_stopped(self, r: dict) -> None:
-        self.say(
-            f"stopped after update {r['update']:,}; go on with: python train.py --checkpoint_path {self.out_dir}/checkpoint_{r['update']}.pth"
-        )
+        data = self.trainer.notes.get("filepath")
+        line = resume_command(self.out_dir / f"checkpoint_{r['update']}.pth", None if data in DOWNLOADS else data, *self.more)
+        stopped = f"stopped after update {r['update']:,}; go on with: {line}"
+        self.say(stopped) if self.lost is None else complain(stopped)
 
     def on_skipped(self, r: dict) -> None:
         self.say("the last scoring was skipped")
@@ -570,29 +637,32 @@ def train(argv: Sequence[str] | None = None) -> None:
     if "int8" in flags and "export" not in flags:
         raise ValueError("--int8 says how weights are exported: add --export FOLDER, or leave it out")
     trainer, notes = prepare(flags)
-    report = Report(trainer) if trainer.main else None
+    report = Report(trainer, *export_flags(flags)) if trainer.main else None
     if report:
         c = trainer.corpus
         report.say(
             f"data {c.name}: {len(c.train):,} tokens to learn from, {len(c.valid):,} to measure on (SHA-256 {c.sha256[:12]}…)"
         )
     drawn = 0.0
-    for record in trainer.run():
-        if report is None:
-            continue
-        report(record)
-        ended = record["event"] in ("final", "skipped", "stopped")
-        if ended or (record["event"] in ("validation", "checkpoint") and time.monotonic() - drawn > 20):
-            try:
-                loss_picture(trainer.out_dir / "log.jsonl", trainer.out_dir / "loss.png")
-            except OSError as e:  # a picture is no reason to end a run
-                warnings.warn(f"{trainer.out_dir / 'loss.png'} could not be drawn ({e.strerror})", stacklevel=2)
-            drawn = time.monotonic()
+    with stopped_by_signals(trainer):  # while a record is reported, too
+        for record in trainer.run():
+            if report is None:
+                continue
+            report(record)
+            ended = record["event"] in ("final", "skipped", "stopped")
+            if ended or (record["event"] in ("validation", "checkpoint") and time.monotonic() - drawn > 20):
+                try:
+                    loss_picture(trainer.out_dir / "log.jsonl", trainer.out_dir / "loss.png")
+                except OSError as e:  # a picture is no reason to end a run
+                    warnings.warn(f"{trainer.out_dir / 'loss.png'} could not be drawn ({e.strerror})", stacklevel=2)
+                drawn = time.monotonic()
     if record["event"] in ("final", "skipped"):
         with whole_model(trainer.model) as model:
             if trainer.main:
                 finish(trainer, model, flags, notes, report)
     trainer.end()
+    if report and report.lost:
+        raise report.lost
 
 # %% ../nbs/lib/cli.ipynb #009d101a
 def finish(trainer: Trainer, model: NYX, flags: dict, notes: dict, report: Report) -> None:
@@ -606,9 +676,14 @@ def finish(trainer: Trainer, model: NYX, flags: dict, notes: dict, report: Repor
         report.say(f"wrote {flags['export']}/config.json and model.safetensors")
 
 
+def export_flags(flags: dict) -> list[str]:
+    "What a resume needs to export as this run was asked to."
+    return (["--export", os.path.abspath(flags["export"])] if "export" in flags else []) + (["--int8"] if "int8" in flags else [])
+
+
 def set_threads(flags: dict) -> None:
-    "Use as many threads as asked for."
-    if "threads" in flags:
+    "Use as many threads as asked for, or as a run's notes say."
+    if flags.get("threads") is not None:
         if not 1 <= flags["threads"] <= 1024:
             raise ValueError(f"--threads was {flags['threads']}: give 1 to 1024")
         torch.set_num_threads(flags["threads"])
@@ -624,7 +699,7 @@ LONGEST_PROMPT = 2**15  # bytes; nyx-30m reads that many in a few minutes on two
 # %% ../nbs/lib/cli.ipynb #f1f99695
 def read_draft(draft: str, model: NYX) -> str | NYX:
     "Who guesses ahead, from its flag; refused here if it cannot guess for this model."
-    who = draft if draft == "text" else read_weights(draft, {})
+    who = draft if draft == "text" else read_weights(draft, {}).to(model.embedding.weight.device)
     model.drafter(who)
     return who
 
@@ -650,11 +725,12 @@ def write(argv: Sequence[str] | None = None) -> None:
     model = read_weights(path, typed)
     if "adapter" in flags:
         load_adapter(model, flags["adapter"])
+    model.to(best_device())
     if len(prompt) > LONGEST_PROMPT:
         raise ValueError(f"--sample_prompt has {len(prompt):,} bytes, and reading takes time that grows with their square: give at most {LONGEST_PROMPT:,}")
     tokenizer = choose_tokenizer(flags.get("tokenizer"), model.config.vocab_size, str(path))
     settings |= {"precision": flags["precision"], "draft": read_draft(flags["draft"], model) if "draft" in flags else None}
-    print(f"weights {path}: {describe(asdict(model.config))}", file=sys.stderr)
+    print(f"weights {path}: {describe(asdict(model.config))}, on {model.embedding.weight.device}", file=sys.stderr)
     whole = len(prompt) - unfinished_utf8(prompt)  # a character cut at the end is written once, with what completes it
     print(prompt[:whole].decode(errors="replace"), end="", flush=True)
     for text in model.stream(prompt, flags["generate_length"], **settings, seed=flags["seed"], tokenizer=tokenizer):

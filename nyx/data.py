@@ -27,7 +27,7 @@ import sysconfig
 import time
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -700,13 +700,19 @@ def is_text(path: Path) -> bool:
     return size > 0
 
 # %% ../nbs/data.ipynb #0d40c2aa
-def folder_corpus(folder: Path, tokenizer: Tokenizer, valid_fraction: float) -> Corpus:
+def folder_corpus(
+    folder: Path,
+    tokenizer: Tokenizer,
+    valid_fraction: float,
+    exclude: Sequence[Path] = (),  # files and folders under it that are not data
+) -> Corpus:
     "Every text file under `folder` (hidden ones aside). Whole files validate; of a single one, its end does."
-    files = {}
+    files, excluded = {}, {Path(path).resolve() for path in exclude}
     for place, inside, names in os.walk(folder):
-        inside[:] = [d for d in inside if not d.startswith(".")]
+        inside[:] = [d for d in inside if not d.startswith(".") and Path(place, d).resolve() not in excluded]
         paths = (Path(place, name) for name in names if not name.startswith("."))
-        files |= {path.relative_to(folder).as_posix(): path for path in paths if path.is_file()}
+        paths = (path for path in paths if path.is_file() and path.resolve() not in excluded)
+        files |= {path.relative_to(folder).as_posix(): path for path in paths}
     target = cache_dir() / "folders" / f"{fingerprint(files)}-{valid_fraction}"
     texts = {}
     if not stored_splits(target):
@@ -745,6 +751,7 @@ def load_corpus(
     source: str | os.PathLike | None = None,  # None: built-in; "enwik8"; "tinyshakespeare"; else a file or folder
     tokenizer: Tokenizer | None = None,  # bytes, unless another is given
     valid_fraction: float = 0.1,  # of a file (its end) or folder (whole files); named corpora have splits of their own
+    exclude: Sequence[Path] = (),  # files and folders under a folder that are not data
 ) -> Corpus:
     """Text to train on, whatever it comes from.
 
@@ -761,7 +768,7 @@ def load_corpus(
         return named_corpus(str(source), tokenizer)
     path = existing_path(source)
     if path.is_dir():
-        return folder_corpus(path.resolve(), tokenizer, valid_fraction)
+        return folder_corpus(path.resolve(), tokenizer, valid_fraction, exclude)
     if not path.is_file():
         raise DataError(f"{path} is neither a file nor a folder: name a file or a folder of text")
     if not os.access(path, os.R_OK):

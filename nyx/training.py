@@ -2,9 +2,10 @@
 
 # %% auto #0
 __all__ = ['AT_LEAST', 'AT_MOST', 'PRECISIONS', 'TrainConfig', 'learning_rate_at', 'evaluate', 'batches_of_equal_length',
-           'Objective', 'TrainingError', 'parameter_groups', 'mixed_precision', 'Trainer', 'refuse_beyond_memory',
-           'for_processes', 'refuse_nan', 'train_update', 'validate', 'write_sample', 'tokens_per_byte',
-           'checkpoint_state', 'restore', 'restore_momenta', 'save', 'what_is_kept', 'stopped_by_signals',
+           'Objective', 'TrainingError', 'parameter_groups', 'Trainer', 'start_accelerator', 'refuse_beyond_memory',
+           'for_processes', 'refuse_nan', 'train_update', 'clip_and_step', 'read_batch', 'undo', 'validate',
+           'write_sample', 'tokens_per_byte', 'sample_is_due', 'samples', 'checkpoint_state', 'restore', 'longer',
+           'rate_at_update', 'longer_record', 'restore_momenta', 'save', 'what_is_kept', 'stopped_by_signals',
            'failures_explained', 'records', 'events', 'stopping_everywhere', 'note_best', 'keep_log']
 
 # %% ../nbs/training.ipynb #c29e60c2
@@ -16,7 +17,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import islice
 from pathlib import Path
@@ -25,8 +26,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType, gather_object
+from accelerate.state import AcceleratorState, GradientState
+from accelerate.utils import DistributedType, GradientAccumulationPlugin, gather_object
 from jaxtyping import Float, Int
 from lion_pytorch import Lion
 from torch import Tensor, nn
@@ -34,9 +35,10 @@ from torch import Tensor, nn
 from nyx.checkpoint import (
     CheckpointError, RunLock, atomic_write, checkpoint_path, latest_checkpoint, prune, random_state, save_checkpoint, set_random_state,
 )  # fmt: skip
-from .data import Corpus, Tokenizer, eval_windows, release, trim_utf8, window_batch, window_starts
+from .data import Corpus, DataError, Tokenizer, eval_windows, release, trim_utf8, window_batch, window_starts
 from .memory import activation_bytes, free_memory, require_memory
 from .model import NYX, evaluating
+from .runs import autocast, best_device, only_run, require_float32, training_precision
 from .sharding import gather, scatter, scatter_optimizer, whole_model
 
 # %% ../nbs/training.ipynb #72eed967
@@ -69,7 +71,7 @@ class TrainConfig:
     checkpoint_every: int = 500  # updates
     keep: int = 3  # newest checkpoints kept, besides the best
     seed: int = 0
-    precision: str = "auto"  # bf16 on a GPU that has it, else float32
+    precision: str = "auto"  # bf16 on a GPU with bf16 arithmetic, else float32
     compile: bool = False
     activation_checkpointing: bool = False  # compute the inside of blocks twice rather than keep it
 
@@ -125,7 +127,7 @@ def evaluate(
     tokenizer: Tokenizer,
     sample: int | None = None,  # score only about that many tokens, evenly spread
     batch_size: int = 8,
-    accelerator: Accelerator | None = None,  # shares the work among processes, in the precision of the run
+    accelerator: Accelerator | None = None,  # shares the work among processes
 ) -> float:
     """Bits per byte on windows of 1,024 tokens with stride 512; each token is scored once.
 
@@ -135,7 +137,7 @@ def evaluate(
     mine = islice(eval_windows(len(tokens), sample=sample), rank, None, world)
     device = next(model.parameters()).device
     nats, scored = 0.0, 0
-    with evaluating(model), nullcontext() if accelerator is None else accelerator.autocast():
+    with evaluating(model):
         for batch in batches_of_equal_length(mine, batch_size):
             ids = torch.from_numpy(np.stack([tokens[start:stop] for start, stop, _ in batch]).astype(np.int64)).to(
                 device
@@ -188,15 +190,6 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
               {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0}]  # fmt: skip
     return [group for group in groups if group["params"]]
 
-
-def mixed_precision(precision: str) -> str:
-    "The name that Accelerate has for it; `auto` is bf16 on a GPU that has it, else float32."
-    if precision == "fp16" and not torch.cuda.is_available():
-        raise ValueError("precision fp16 needs a GPU: choose bf16 or float32")
-    if precision == "auto":
-        return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
-    return {"float32": "no"}.get(precision, precision)
-
 # %% ../nbs/training.ipynb #c326611e
 class Trainer:
     """Trains a model on a corpus: `for record in trainer.run(): ...`.
@@ -213,17 +206,19 @@ class Trainer:
         out_dir: str | Path | None = None,
         notes: dict | None = None,
     ):
-        AcceleratorState._reset_state()  # an earlier run in this process may have had another precision
-        self.accelerator = Accelerator(
-            mixed_precision=mixed_precision(config.precision),
-            gradient_accumulation_steps=config.gradient_accumulate_every,
-        )
+        require_float32(model)
+        self.accelerator = start_accelerator()
+        self.precision = training_precision(config.precision, self.accelerator.device)
+        if config.precision == "auto" and os.environ.get("ACCELERATE_MIXED_PRECISION", "no") != "no":
+            config = replace(config, precision=self.precision)  # a resume without the launcher computes the same
+        self.scaler = torch.amp.GradScaler(self.accelerator.device.type) if self.precision == "fp16" else None
         if int(os.environ.get("WORLD_SIZE", "1")) > 1 and self.accelerator.num_processes == 1:
             raise ValueError("several processes were started and each sees only itself: without GPUs, set ACCELERATE_USE_CPU=true")
         self.model, self.corpus, self.config = model, corpus, config
         self.out_dir = None if out_dir is None else Path(out_dir)
         self.notes = notes or {}  # plain values that travel in the checkpoints
         self.update, self.samples, self.best = 0, 0, None
+        self.decay_from = self.lengthened = None  # where the rate was when the run was made longer; and how long it was to be
         self.stopping = self.scoring = False  # scoring: all is saved, and only the last figure is missing
         model.activation_checkpointing = config.activation_checkpointing
         objective = Objective(model)
@@ -231,7 +226,8 @@ class Trainer:
         objective = torch.compile(objective) if config.compile else objective
         optimizer = Lion(parameter_groups(model, config.weight_decay), config.learning_rate, (config.beta1, config.beta2))
         torch.manual_seed(config.seed + 1_000_003 * self.accelerator.process_index)
-        self.objective, self.optimizer = self.accelerator.prepare(objective, optimizer)
+        self.objective, prepared = self.accelerator.prepare(objective, optimizer)
+        self.optimizer = prepared.optimizer  # without Accelerate's wrapper, which steps when any Accelerator says so
 
     @property
     def main(self) -> bool:
@@ -240,7 +236,11 @@ class Trainer:
 
     def run(self) -> Iterator[dict]:
         "Train to the end, or until stopped; yields a record for each update, validation, sample and checkpoint."
-        return records(self)
+        return only_run(records(self), self.out_dir)
+
+    def autocast(self) -> AbstractContextManager:
+        "The context of forward passes: mixed precision, if the run has it."
+        return autocast(self.accelerator.device, self.precision)
 
     def stop(self) -> None:
         "Ask the run to save and end at the next chance."
@@ -262,6 +262,21 @@ class Trainer:
         starts = window_starts(c.seed, first, c.batch_size, len(self.corpus.train), c.seq_len + 1)
         return window_batch(self.corpus.train, starts, c.seq_len + 1).to(a.device)
 
+# %% ../nbs/training.ipynb #8d28b912
+def start_accelerator() -> Accelerator:
+    """An Accelerator for devices and processes alone. What others in this process share is left as it is.
+
+    Accelerate keeps one mixed precision and one number of accumulated gradients for all of them: a run uses neither.
+    """
+    shared = AcceleratorState._shared_state != {}
+    accelerator = Accelerator(
+        mixed_precision=None if shared else "no",
+        cpu=not shared and best_device().type == "cpu",
+        gradient_accumulation_plugin=GradientAccumulationPlugin(**GradientState().plugin_kwargs),
+    )
+    accelerator.native_amp, accelerator.scaler = False, None  # of this one alone: `Trainer.autocast` sees to it
+    return accelerator
+
 # %% ../nbs/training.ipynb #ab0189fa
 def refuse_beyond_memory(trainer: Trainer, objective: nn.Module) -> None:
     "Raise `TooLittleMemory` when training would take more than is free, naming the setting to lower. The weights are here already."
@@ -273,7 +288,7 @@ def refuse_beyond_memory(trainer: Trainer, objective: nn.Module) -> None:
     needs = {
         "weights": sum(p.nbytes for p in weights if p.device != a.device) // shares,
         "gradients": buckets * trained // shares, "momentum": trained // shares,
-        "activations": activation_bytes(objective, c.batch_size, c.seq_len + 1, a.autocast()),
+        "activations": activation_bytes(objective, c.batch_size, c.seq_len + 1, trainer.autocast()),
     }  # fmt: skip
     shape = f"lower model_dim from {trainer.model.config.model_dim} or layer_depth from {trainer.model.config.layer_depth}, or train an adapter (lora_rank)"
     batch = f"lower batch_size from {c.batch_size}, and raise gradient_accumulate_every from {c.gradient_accumulate_every} to make up for it"
@@ -305,29 +320,30 @@ def train_update(trainer: Trainer) -> dict | None:
     "One update of the weights; returns its record, or None when the run was stopped inside it (then nothing has changed)."
     before, start, loss, loading = random_state(), time.perf_counter(), 0.0, 0.0
     c, a = trainer.config, trainer.accelerator
-    rate = learning_rate_at(trainer.update, c)
+    rate = rate_at_update(trainer.update, c, trainer.decay_from)
     for group in trainer.optimizer.param_groups:
         group["lr"] = rate
     trainer.model.train()
     for micro in range(c.gradient_accumulate_every):
-        with a.accumulate(trainer.objective):
+        last = micro == c.gradient_accumulate_every - 1
+        with nullcontext() if last else a.no_sync(trainer.objective):
             asked = time.perf_counter()
-            batch = trainer.batch(micro)
+            try:
+                batch = read_batch(trainer, micro)
+            except DataError:
+                undo(trainer, before)
+                raise
             loading += time.perf_counter() - asked
-            micro_loss = trainer.objective(batch)
-            a.backward(micro_loss)
-            loss += a.reduce(micro_loss.detach().float(), "mean").item() / c.gradient_accumulate_every
-            refuse_nan(trainer, "loss", loss)
-            if trainer.stopping and a.num_processes == 1:
-                trainer.optimizer.zero_grad()
-                set_random_state(before)
-                return None
-            if a.sync_gradients:
-                norm = float(a.clip_grad_norm_(trainer.model.parameters(), c.clip))
-                if a.scaler is None:  # with one, a gradient too large for fp16 is skipped on purpose
-                    refuse_nan(trainer, "norm of the gradient", norm)
-            trainer.optimizer.step()
-            trainer.optimizer.zero_grad()
+            with trainer.autocast():
+                micro_loss = trainer.objective(batch)
+            share = micro_loss / c.gradient_accumulate_every  # gradients add up, and are to be an average
+            (share if trainer.scaler is None else trainer.scaler.scale(share)).backward()
+        loss += a.reduce(micro_loss.detach().float(), "mean").item() / c.gradient_accumulate_every
+        refuse_nan(trainer, "loss", loss)
+        if trainer.stopping and a.num_processes == 1:
+            undo(trainer, before)
+            return None
+    norm = clip_and_step(trainer)
     trainer.update += 1
     windows = c.batch_size * c.gradient_accumulate_every * a.num_processes
     trainer.samples += windows
@@ -335,12 +351,42 @@ def train_update(trainer: Trainer) -> dict | None:
     return {"event": "update", "update": trainer.update, "loss": loss, "bits_per_byte": loss / math.log(2) * tokens_per_byte(trainer), "learning_rate": rate,
             "gradient_norm": norm, "tokens_per_second": windows * c.seq_len / seconds, "seconds": seconds, "data_seconds": loading}  # fmt: skip
 
+# %% ../nbs/training.ipynb #9a1134f2
+def clip_and_step(trainer: Trainer) -> float:
+    "One step of the optimizer, with the gradient clipped; returns the gradient's norm before."
+    optimizer, scaler = trainer.optimizer, trainer.scaler
+    if scaler is not None:
+        scaler.unscale_(optimizer)
+    norm = float(trainer.accelerator.clip_grad_norm_(trainer.model.parameters(), trainer.config.clip))
+    if scaler is None:
+        refuse_nan(trainer, "norm of the gradient", norm)
+        optimizer.step()
+    else:  # which skips a step whose gradient is too large for fp16
+        scaler.step(optimizer)
+        scaler.update()
+    optimizer.zero_grad()
+    return norm
+
+
+def read_batch(trainer: Trainer, micro: int) -> Int[Tensor, "b n"]:
+    "The windows of one micro-batch; DataError if they cannot be read."
+    try:
+        return trainer.batch(micro)
+    except OSError as error:
+        raise DataError(f"{trainer.corpus.name} could not be read ({error.strerror or error})") from error
+
+
+def undo(trainer: Trainer, randomness: dict) -> None:
+    "Forget an update that was begun: gradients, and the random numbers that it drew."
+    trainer.optimizer.zero_grad()
+    set_random_state(randomness)
+
 # %% ../nbs/training.ipynb #cf3a6c88
 def validate(trainer: Trainer, whole: bool = False) -> dict:
     "Bits per byte on the validation split: on the fixed sample of it, or on all of it."
     corpus, small = trainer.corpus, trainer.model.config.vocab_size <= 4096  # else the logits of a batch fill the memory
     sample = None if whole else max(1, round(trainer.config.validate_bytes * tokens_per_byte(trainer)))
-    with whole_model(trainer.model) as model:
+    with whole_model(trainer.model) as model, trainer.autocast():
         bits = evaluate(model, corpus.valid, corpus.tokenizer, sample, 8 if small else 1, trainer.accelerator)
     return {"event": "final" if whole else "validation", "update": trainer.update, "bits_per_byte": bits}
 
@@ -362,13 +408,31 @@ def tokens_per_byte(trainer: Trainer) -> float:
     "Tokens for one byte of the validation text: 1 for bytes."
     return len(trainer.corpus.valid) / trainer.corpus.valid_bytes
 
+
+def sample_is_due(trainer: Trainer) -> bool:
+    "Whether a sample follows the update that was just made."
+    return trainer.update > 0 and (trainer.update % trainer.config.generate_every == 0 or trainer.update == trainer.config.num_batches)
+
+
+def samples(trainer: Trainer) -> Iterator[dict]:
+    "The sample of this update, from the process that writes. One that fails is reported, and the run goes on."
+    with whole_model(trainer.model) as model:
+        if trainer.main:
+            try:
+                record = write_sample(trainer, model)
+            except Exception as error:
+                reason = f"{type(error).__name__}: {error}".partition("\n")[0][:200]
+                record = {"event": "failed_sample", "update": trainer.update, "reason": reason}
+            yield record
+
 # %% ../nbs/training.ipynb #9a8129de
 def checkpoint_state(trainer: Trainer) -> dict:
     "Everything that the rest of the run depends on."
     randomness = gather_object([random_state()])
-    scaler = trainer.accelerator.scaler
+    scaler = trainer.scaler
     return {
-        "update": trainer.update, "samples": trainer.samples, "best": trainer.best, "processes": trainer.accelerator.num_processes,
+        "update": trainer.update, "samples": trainer.samples, "best": trainer.best, "decay_from": trainer.decay_from,
+        "processes": trainer.accelerator.num_processes,
         "model_config": asdict(trainer.model.config), "train_config": asdict(trainer.config), "notes": trainer.notes,
         "data": {"name": trainer.corpus.name, "size": trainer.corpus.size, "sha256": trainer.corpus.sha256, "tokenizer": trainer.corpus.tokenizer.name},
         "model": gather(dict(trainer.model.state_dict())), "optimizer": gather(trainer.optimizer.state_dict()),
@@ -378,20 +442,49 @@ def checkpoint_state(trainer: Trainer) -> dict:
 
 # %% ../nbs/training.ipynb #7a4575af
 def restore(trainer: Trainer, state: dict) -> None:
-    "Go on from a checkpoint of a run with the same settings (`num_batches` may differ)."
+    "Go on from a checkpoint of a run with the same settings (`num_batches` may differ: see `longer`)."
     c, processes = trainer.config, trainer.accelerator.num_processes
     before = for_processes(TrainConfig.from_dict(state["train_config"]), state["processes"], processes)
     if (before.batch_size, before.gradient_accumulate_every) != (c.batch_size, c.gradient_accumulate_every):
         want = f"batch_size {before.batch_size} and gradient_accumulate_every {before.gradient_accumulate_every}"
         raise ValueError(f"with {processes} processes this run goes on with {want}, not {c.batch_size} and {c.gradient_accumulate_every}: see for_processes")
     trainer.update, trainer.samples, trainer.best = state["update"], state["samples"], state["best"]
+    trainer.decay_from = longer(state, before) if c.num_batches > before.num_batches else state.get("decay_from")
+    trainer.lengthened = before.num_batches if c.num_batches > before.num_batches else None
     own = trainer.model.state_dict()
     trainer.model.load_state_dict({name: scatter(t, own[name]) for name, t in state["model"].items()})
     restore_momenta(trainer.optimizer, state)
-    if trainer.accelerator.scaler is not None and state["scaler"] is not None:
-        trainer.accelerator.scaler.load_state_dict(state["scaler"])
+    if trainer.scaler is not None and state["scaler"] is not None:
+        trainer.scaler.load_state_dict(state["scaler"])
     if len(state["random"]) == trainer.accelerator.num_processes:
         set_random_state(state["random"][trainer.accelerator.process_index])
+
+# %% ../nbs/training.ipynb #dc8e344d
+def longer(state: dict, before: TrainConfig) -> dict:
+    "From where the learning rate decays once a run is made longer: where it is now, or its highest if it is still rising."
+    held = state.get("decay_from")
+    warmup = held["update"] if held else min(before.warmup_batches, before.num_batches // 10)
+    update = max(state["update"], warmup)
+    return {"update": update, "rate": rate_at_update(update, before, held)}
+
+
+def rate_at_update(update: int, config: TrainConfig, decay_from: dict | None = None) -> float:
+    "As `learning_rate_at`; with `decay_from` half a cosine from the rate there down to `final_rate`, before it the warm-up as it was."
+    if decay_from is None:
+        return learning_rate_at(update, config)
+    start, rate, lowest = decay_from["update"], decay_from["rate"], config.learning_rate * config.final_rate
+    if update < start:
+        return config.learning_rate * (update + 1) / start
+    progress = min(1.0, (update - start) / max(1, config.num_batches - start))
+    return lowest + (rate - lowest) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def longer_record(trainer: Trainer) -> dict:
+    "What the log tells of a run that was made longer: how long it was to be, and its learning rates now and at the end."
+    if trainer.lengthened is None:
+        return {}
+    c, now = trainer.config, rate_at_update(trainer.update, trainer.config, trainer.decay_from)
+    return {"lengthened": trainer.lengthened, "learning_rate": now, "final_learning_rate": c.learning_rate * c.final_rate}
 
 # %% ../nbs/training.ipynb #c41f9e08
 def restore_momenta(optimizer: torch.optim.Optimizer, state: dict) -> None:
@@ -429,17 +522,21 @@ def what_is_kept(trainer: Trainer) -> str:
 # %% ../nbs/training.ipynb #4a31e3a7
 @contextmanager
 def stopped_by_signals(trainer: Trainer) -> Iterator[None]:
-    "SIGINT and SIGTERM ask the trainer to stop; a second one stops at once."
+    "SIGINT, SIGTERM and SIGHUP (a closed terminal) ask the trainer to stop. A second one stops at once, unless it is SIGHUP, of which there are often two."
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def ask(number, frame):
-        if trainer.stopping or trainer.scoring:
+        if trainer.scoring or (trainer.stopping and number != hangup):
             raise KeyboardInterrupt
         trainer.stop()
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    hangup = getattr(signal, "SIGHUP", None)  # Windows has none
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if hangup is not None and signal.getsignal(hangup) != signal.SIG_IGN:  # nohup ignores it on purpose
+        numbers.append(hangup)
+    before = {number: signal.signal(number, ask) for number in numbers}
     try:
         yield
     finally:
@@ -457,6 +554,11 @@ def failures_explained(trainer: Trainer) -> Iterator[None]:
         raise
     except CheckpointError as error:
         raise TrainingError(f"{at} {trainer.update:,}: {error} {what_is_kept(trainer)}") from error
+    except DataError as error:  # nothing has changed since the last whole update
+        if trainer.out_dir is not None and trainer.accelerator.num_processes == 1:
+            with suppress(CheckpointError):
+                save(trainer)
+        raise TrainingError(f"{at} {trainer.update:,}: {str(error).rstrip('.')}. {what_is_kept(trainer)}") from error
     except (MemoryError, RuntimeError) as error:
         reason = str(error).partition("\n")[0]
         if isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in reason:
@@ -474,17 +576,21 @@ def failures_explained(trainer: Trainer) -> Iterator[None]:
 
 # %% ../nbs/training.ipynb #7d2a66e7
 def records(trainer: Trainer) -> Iterator[dict]:
-    "The events of a run, written to its log as they come."
-    if trainer.out_dir is None or not trainer.main:
-        with stopped_by_signals(trainer), failures_explained(trainer):
-            yield from events(trainer)
-        return
-    with RunLock(trainer.out_dir), stopped_by_signals(trainer), failures_explained(trainer):
-        log = trainer.out_dir / "log.jsonl"
-        keep_log(log, trainer.update, trainer.config.num_batches)
-        for record in events(trainer):
-            with open(log, "a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
+    "The events of a run, written to its log as they come. Between two of them signals are the caller's again."
+    log = None if trainer.out_dir is None or not trainer.main else trainer.out_dir / "log.jsonl"
+    with nullcontext() if log is None else RunLock(trainer.out_dir):
+        with failures_explained(trainer):
+            if log is not None:
+                keep_log(log, trainer.update, trainer.config.num_batches, sample_is_due(trainer))
+        steps = events(trainer)
+        while True:
+            with stopped_by_signals(trainer), failures_explained(trainer):
+                record = next(steps, None)
+                if record is not None and log is not None:
+                    with open(log, "a", encoding="utf-8") as file:
+                        file.write(json.dumps(record) + "\n")
+            if record is None:
+                return
             yield record
 
 # %% ../nbs/training.ipynb #b6a77a4b
@@ -492,8 +598,10 @@ def events(trainer: Trainer) -> Iterator[dict]:
     "The run itself: one record after the other."
     c = trainer.config
     yield {"event": "start", "update": trainer.update, "device": str(trainer.accelerator.device), "processes": trainer.accelerator.num_processes,
-           "precision": trainer.accelerator.mixed_precision.replace("no", "float32"), "parameters": sum(p.numel() for p in trainer.model.parameters()),
-           "trained": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)}  # fmt: skip
+           "precision": trainer.precision, "parameters": sum(p.numel() for p in trainer.model.parameters()),
+           "trained": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad), **longer_record(trainer)}  # fmt: skip
+    if sample_is_due(trainer):  # it comes after the checkpoint, from which this run may have gone on
+        yield from samples(trainer)
     while trainer.update < c.num_batches and not stopping_everywhere(trainer):
         record = train_update(trainer)
         if record is None:
@@ -505,15 +613,14 @@ def events(trainer: Trainer) -> Iterator[dict]:
             if trainer.update % c.checkpoint_every == 0 or last:
                 note_best(trainer, record)
             yield record
-        if trainer.update % c.generate_every == 0 or last:
-            with whole_model(trainer.model) as model:
-                if trainer.main:
-                    yield write_sample(trainer, model)
         if trainer.out_dir is not None and (trainer.update % c.checkpoint_every == 0 or last):
             yield save(trainer)
+        if sample_is_due(trainer):
+            yield from samples(trainer)
     if trainer.update < c.num_batches:
         if trainer.out_dir is not None:
             yield save(trainer)
+        trainer.stopping = False  # it may be run again
         yield {"event": "stopped", "update": trainer.update}
     else:
         trainer.scoring = True
@@ -539,17 +646,22 @@ def note_best(trainer: Trainer, record: dict) -> None:
         trainer.best = {"update": record["update"], "bits_per_byte": record["bits_per_byte"]}
 
 # %% ../nbs/training.ipynb #d6e8f2d4
-def keep_log(path: Path, update: int, end: int) -> None:
-    "Of an earlier log, keep what happened up to `update`: the rest will happen again, and so will the scoring at the `end`."
+def keep_log(path: Path, update: int, end: int, sample: bool = False) -> None:
+    """Of an earlier log, keep what happened up to `update`: the rest will happen again.
+
+    So will the scoring at the `end`, and the `sample` of this update if it is due.
+    """
     if path.exists():
-        records = [line for line in path.read_text(encoding="utf-8").splitlines() if _update_of(line, end) <= update]
+        again = {(event, end) for event in ("final", "skipped")}
+        again |= {(event, update) for event in ("sample", "failed_sample") if sample}
+        records = [line for line in path.read_text(encoding="utf-8").splitlines() if _update_of(line, again) <= update]
         atomic_write(path, lambda file: file.write("".join(line + "\n" for line in records).encode()))
 
 
-def _update_of(line: str, end: int) -> float:
-    "The update that a line of a log speaks of; infinity for a line cut short, and for the scoring at the `end`, which comes last."
+def _update_of(line: str, again: set[tuple[str, int]]) -> float:
+    "The update that a line of a log speaks of; infinity for a line cut short, and for what will happen `again`."
     try:
         record = json.loads(line)
-        return math.inf if record["event"] in ("final", "skipped") and record["update"] == end else record["update"]
+        return math.inf if (record["event"], record["update"]) in again else record["update"]
     except (ValueError, KeyError, TypeError):
         return math.inf

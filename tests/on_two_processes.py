@@ -1,6 +1,7 @@
 """train.py with one thing changed, to be started by torchrun: `on_two_processes.py CHANGE ...flags`.
 
 killed=RANK,UPDATE   the process of that rank is killed with SIGKILL when it begins that update
+no_samples           every sample fails
 fsdp                 FSDP on the CPU, where Accelerate has none: the plugin that fsdp.yaml describes, over gloo
 """
 
@@ -28,6 +29,13 @@ def killed(rank: str, update: str) -> None:
     nyx.training.train_update = train_update
 
 
+def no_samples() -> None:
+    def write_sample(trainer, model):
+        raise RuntimeError("no kernel for this")
+
+    nyx.training.write_sample = write_sample
+
+
 def fsdp() -> None:
     class Sharded(Accelerator):
         def __init__(self, **options):
@@ -39,7 +47,7 @@ def fsdp() -> None:
     def train_update(trainer):
         blocks = trainer.model.blocks
         assert is_sharded(trainer.model) and all(type(b).__name__ == "FSDPBlock" for b in blocks)
-        held = sum(t.to_local().numel() for slot in trainer.optimizer.optimizer.state.values() for t in slot.values())
+        held = sum(t.to_local().numel() for slot in trainer.optimizer.state.values() for t in slot.values())
         assert held in (0, sum(p.to_local().numel() for p in trainer.model.parameters()))  # momentum, of its own share
         return true_update(trainer)
 
@@ -47,5 +55,5 @@ def fsdp() -> None:
 
 
 name, _, values = sys.argv[1].partition("=")
-{"killed": killed, "fsdp": fsdp}[name](*filter(None, values.split(",")))
+{"killed": killed, "no_samples": no_samples, "fsdp": fsdp}[name](*filter(None, values.split(",")))
 raise SystemExit(train_main(sys.argv[2:]))

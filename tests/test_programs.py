@@ -763,6 +763,8 @@ def test_wrong_types_get_a_sentence_in_production(production, code):
 @pytest.mark.skipif(os.name != "posix", reason="limits of this kind are POSIX only")
 def test_requests_beyond_all_memory_get_a_sentence(production, case):
     kind, said = production[0][case]
-    assert kind == "fine" and said in ("1", "2"), f"a traceback: {kind}: {said}"
+    ends_the_run = case != "a sample beyond memory"  # a sample that fails is a warning
+    assert kind == "fine" and said in (("1", "2") if ends_the_run else ("0",)), f"a traceback: {kind}: {said}"
     complaint = production[1].partition(f"after {case}\n")[0].splitlines()[-1]
-    assert re.match(r"error: .{15,500}$", complaint), complaint
+    start = "error" if ends_the_run else "warning: the sample after update 4 failed"
+    assert re.match(rf"{start}.{{15,500}}$", complaint), complaint

@@ -60,9 +60,10 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, owner: object, name: str, update:
 
 def resume_command(text: str) -> list[str]:
     """The arguments of the command that a stopped run prints."""
-    found = re.search(r"python train\.py (--checkpoint_path .*)", text)
+    found = re.search(r"go on with: (.*)", text)
     assert found, f"it does not say how to go on:\n{text}"
-    return shlex.split(found[1])
+    words = shlex.split(found[1])
+    return words[words.index("--checkpoint_path") :]
 
 
 PLACES = {
