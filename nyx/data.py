@@ -827,7 +827,7 @@ def text_corpus(path: Path, tokenizer: Tokenizer, valid_fraction: float, encodin
         raise DataError(f"{quoted(path)} is not text in {encoding}, nor Unicode: name another, or take its bytes as they are with --encoding {RAW}")
     notes = []
     if told is None:
-        notes = [f"{quoted(path)} is {reason}, not UTF-8: its bytes are taken as they are; if it is text, name its encoding, as in --encoding cp1252"]
+        notes = [f"{quoted(path)} is {reason}: its bytes are taken as they are; if it is text, name its encoding, as in --encoding cp1252"]
     elif told not in (RAW, "utf-8"):
         notes = [f"{quoted(path)} was converted from {told} to UTF-8"]
     return file_corpus(as_file(Document(file, None, told or RAW)), tokenizer, valid_fraction, notes, file.name)
