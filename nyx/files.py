@@ -61,6 +61,7 @@ class _OpenFile:
 class FileArray(np.lib.mixins.NDArrayOperatorsMixin):
     """The numbers in a file as an array (n,) that is read when it is sliced: `x[a:b]` is a NumPy array of its own.
 
+    Used as a whole, in arithmetic or by any method of an array, all of it is read.
     Raises `DataError` when the file cannot be read, or is shorter than it was. What is appended later is left out.
     """
     ndim = 1
@@ -137,15 +138,12 @@ class FileArray(np.lib.mixins.NDArrayOperatorsMixin):
             yield from self[start:start + 2**20]
 
     def __bytes__(self) -> bytes:
-        return self.tobytes()
-
-    def tobytes(self) -> bytes:
-        "All of it, read now, as bytes."
         return self[:].tobytes()
 
-    def astype(self, dtype) -> np.ndarray:
-        "All of it, read now, as numbers of another type."
-        return self[:].astype(dtype)
+    def __getattr__(self, name: str):  # whatever else an array has: `astype`, `tolist`, `max` ...
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self[:], name)
 
     def chunks(self, size: int = 2**20) -> Iterator[bytes]:
         "Its bytes, about `size` at a time."
