@@ -28,6 +28,7 @@ from tqdm import tqdm
 from .checkpoint import CheckpointError, latest_checkpoint, list_checkpoints, load_checkpoint
 from .decode import PRECISIONS
 from .data import DOWNLOADS, TOKENIZERS, Corpus, DataError, Tokenizer, load_corpus, load_tokenizer, require_length, unfinished_utf8
+from .files import known_encoding
 from .lora import add_adapter, load_adapter, save_adapter, train_adapter
 from .model import NYX, PRESETS, NYXConfig, preset, read_folder_config
 from .sampling import Sampling
@@ -81,9 +82,12 @@ def train_parser() -> argparse.ArgumentParser:
     data = parser.add_argument_group("data and files")
     known = ", ".join(DOWNLOADS)
     data.add_argument("--filepath", metavar="FILE",
-                      help=f"text or bytes to train on: a file (.gz, .xz too), a folder, or one of {known} (downloaded once); default: the built-in corpus")
+                      help=f"text or bytes to train on: a file, an archive, a folder, or one of {known} (downloaded once); default: the built-in corpus")
     data.add_argument("--valid_fraction", type=float, metavar="N",
                       help="share of a file (its end) or folder (whole files) that is kept for validation (default 0.1)")
+    data.add_argument("--encoding", metavar="NAME",
+                      help="encoding of text that is not Unicode, such as cp1252, or bytes to take any bytes as they are "
+                           "(default: UTF-8, and UTF-16 or UTF-32 with a byte order mark; others are not guessed)")
     data.add_argument("--out_dir", metavar="FOLDER", help="where checkpoints, log and loss picture go (default weights)")
     data.add_argument("--checkpoint_path", metavar="FILE",
                       help="resume this checkpoint, or the newest readable one of a folder; settings and threads are its own")
@@ -196,6 +200,7 @@ def is_sound(state: dict) -> bool:
     counts += [] if notes["threads"] is None else [notes["threads"]]
     number = (best is None or isinstance(best["bits_per_byte"], int | float)) and isinstance(notes["valid_fraction"], float)
     number = number and (decay is None or 0 < decay["rate"] <= 1)
+    number = number and isinstance(notes["encoding"], str | None)
     trees = isinstance(state["optimizer"], dict) and isinstance(state["random"], list)
     return all(isinstance(text, str) for text in texts) and all(map(count, counts)) and number and trees
 
@@ -210,7 +215,7 @@ def read_checkpoint(path: Path) -> dict:
     state = load_checkpoint(path)
     try:
         state = {"decay_from": None} | state  # an older NYX knew no others
-        state["notes"] = {"valid_fraction": 0.1, "threads": None, "outputs": []} | state["notes"]
+        state["notes"] = {"valid_fraction": 0.1, "encoding": None, "threads": None, "outputs": []} | state["notes"]
         config, run = NYXConfig.from_dict(state["model_config"]), TrainConfig.from_dict(state["train_config"])
         with torch.device("meta"):
             model = NYX(config)
@@ -313,6 +318,8 @@ def plan_new(flags: dict) -> tuple[NYXConfig | None, TrainConfig, dict]:
     lora = None
     if "valid_fraction" in flags and flags.get("filepath") in (None, *DOWNLOADS):
         raise ValueError("--valid_fraction splits a file or folder of your own: name it with --filepath, or leave the flag out")
+    if "encoding" in flags and flags.get("filepath") in (None, *DOWNLOADS):
+        raise ValueError("--encoding is for text of your own: name it with --filepath, or leave the flag out")
     if "init_scale" in flags and "weights" in flags:
         raise ValueError("--init_scale is for random weights and --weights brings trained ones: leave one of them out")
     if not 0 < flags.get("init_scale", 1.0) < math.inf:
@@ -331,7 +338,8 @@ def plan_new(flags: dict) -> tuple[NYXConfig | None, TrainConfig, dict]:
             "rank": flags["lora_rank"],
             "alpha": 2.0 * flags["lora_rank"],
         }
-    notes = {name: flags.get(name, default) for name, default in (("filepath", None), ("valid_fraction", 0.1), ("tokenizer", None), ("threads", None))}
+    defaults = {"filepath": None, "valid_fraction": 0.1, "tokenizer": None, "encoding": None, "threads": None}
+    notes = {name: flags.get(name, default) for name, default in defaults.items()}
     return shape, run, notes | {"lora": lora, "outputs": []}
 
 # %% ../nbs/lib/cli.ipynb #c38d1495
@@ -343,7 +351,8 @@ def plan_resume(flags: dict, state: dict, path: Path) -> tuple[NYXConfig, TrainC
         raise ValueError("--init_scale is for first weights and this run has trained its own: leave it out")
     if "export" in flags and state["notes"]["lora"]:
         raise ValueError("--export writes a whole model and this run trains an adapter, which is written anyway: leave it out")
-    held = asdict(TrainConfig()) | state["train_config"] | state["model_config"] | {name: state["notes"][name] for name in ("tokenizer", "valid_fraction")}
+    held = asdict(TrainConfig()) | state["train_config"] | state["model_config"]
+    held |= {name: state["notes"][name] for name in ("tokenizer", "valid_fraction", "encoding")}
     held |= {} if state["notes"]["threads"] is None else {"threads": state["notes"]["threads"]}
     held |= {f"lora_{key}": (state["notes"]["lora"] or {}).get(key) for key in ("rank", "name")}
     typed = typed_shape(flags) | {
@@ -444,6 +453,8 @@ def scale_outputs(model: NYX, scale: float) -> None:
 def prepare(flags: dict) -> tuple[Trainer, dict]:
     "Everything that can be refused is refused here, before the first update."
     state, path = None, None
+    if "encoding" in flags:
+        flags = flags | {"encoding": known_encoding(flags["encoding"])}
     if "checkpoint_path" in flags:
         path, state = open_checkpoint(Path(flags["checkpoint_path"]))
         shape, run, notes = plan_resume(flags, state, path)
@@ -463,7 +474,8 @@ def prepare(flags: dict) -> tuple[Trainer, dict]:
         export, adapter = Path(flags["export"]) if "export" in flags else None, notes["lora"] and notes["lora"]["name"]
         written = outputs(folder, [out_dir, path.parent if path else out_dir], export, adapter)
         notes["outputs"] = sorted({*notes["outputs"], *written})
-    corpus = load_corpus(notes["filepath"], tokenizer, notes["valid_fraction"], exclude=no_data(folder, notes["outputs"]) if folder else ())
+    exclude = no_data(folder, notes["outputs"]) if folder else ()
+    corpus = load_corpus(notes["filepath"], tokenizer, notes["valid_fraction"], notes["encoding"], exclude)
     require_length(corpus, run.seq_len)
     if state is not None:
         check_data(corpus, state)
@@ -643,6 +655,8 @@ def train(argv: Sequence[str] | None = None) -> None:
         report.say(
             f"data {c.name}: {len(c.train):,} tokens to learn from, {len(c.valid):,} to measure on (SHA-256 {c.sha256[:12]}…)"
         )
+        for note in c.notes:
+            report.say(note)
     drawn = 0.0
     with stopped_by_signals(trainer):  # while a record is reported, too
         for record in trainer.run():

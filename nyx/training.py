@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from nyx.checkpoint import (
     CheckpointError, RunLock, atomic_write, checkpoint_path, latest_checkpoint, prune, random_state, save_checkpoint, set_random_state,
 )  # fmt: skip
-from .data import Corpus, DataError, Tokenizer, eval_windows, release, trim_utf8, window_batch, window_starts
+from .data import Corpus, DataError, Tokenizer, Tokens, eval_windows, trim_utf8, window_batch, window_starts
 from .memory import activation_bytes, free_memory, require_memory
 from .model import NYX, evaluating
 from .runs import autocast, best_device, only_run, require_float32, training_precision
@@ -123,7 +123,7 @@ def learning_rate_at(update: int, config: TrainConfig) -> float:
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
-    tokens: np.ndarray,  # a validation split
+    tokens: Tokens,  # a validation split
     tokenizer: Tokenizer,
     sample: int | None = None,  # score only about that many tokens, evenly spread
     batch_size: int = 8,
@@ -147,7 +147,6 @@ def evaluate(
             for row, (start, stop, first) in zip(losses, batch):
                 nats += row[first - start - 1 :].cpu().double().sum().item()
                 scored += int(tokenizer.byte_lengths(tokens[first:stop]).sum())
-            release(tokens)
     if rank == 0 and next(eval_windows(len(tokens), sample=sample))[0] == 0:
         nats += math.log(model.config.vocab_size)
         scored += int(tokenizer.byte_lengths(tokens[:1]).sum())
