@@ -17,7 +17,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import torch
@@ -73,7 +73,7 @@ def base_parser(description: str) -> argparse.ArgumentParser:
     "What both programs share."
     parser = Parser(description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS)
     shape = parser.add_argument_group("shape of the model")
-    shape.add_argument("--preset", choices=list(PRESETS), help="a named shape; single flags change it (default nyx-30m)")
+    shape.add_argument("--preset", choices=list(PRESETS), help="a named shape, and the rates that suit it; single flags change it (default nyx-30m)")
     add_fields(shape, NYXConfig, SHAPE_HELP)
     parser.add_argument("--threads", type=int, metavar="N", help="processor threads (default: torch's choice)")
     parser.add_argument("--tokenizer", choices=["bytes", "gpt2"], help="how text becomes tokens (default: bytes for a vocab_size of 256, gpt2 for 50257)")
@@ -293,9 +293,8 @@ def shape_flags(typed: dict) -> str:
 # %% ../nbs/lib/cli.ipynb #7971229b
 def plan_new(flags: dict) -> tuple[NYXConfig | None, TrainConfig, dict]:
     "The shape, the training settings and the notes of a new run; what --weights or the shape decides is None."
+    run = TrainConfig.from_dict({name: flags[name] for name in (*RUN_HELP, "precision", "compile", "activation_checkpointing") if name in flags})
     shape = None if "weights" in flags else NYXConfig.from_dict(typed_shape(flags))
-    suited = {} if shape is None else recipe(shape)
-    run = TrainConfig.from_dict(suited | {name: flags[name] for name in (*RUN_HELP, "precision", "compile", "activation_checkpointing") if name in flags})
     lora = None
     if "valid_fraction" in flags and flags.get("filepath") in (None, *DOWNLOADS):
         raise ValueError("--valid_fraction splits a file or folder of your own: name it with --filepath, or leave the flag out")
@@ -430,8 +429,10 @@ def prepare(flags: dict) -> tuple[Trainer, dict]:
     out_dir = Path(flags.get("out_dir", path.parent if path else "weights"))
     torch.manual_seed(run.seed)
     model = read_weights(flags["weights"], typed_shape(flags)) if shape is None else None
-    vocab_size = (model.config if shape is None else shape).vocab_size
-    tokenizer = choose_tokenizer(notes["tokenizer"], vocab_size, str(path or flags.get("weights", "the model")))
+    config = model.config if shape is None else shape
+    if state is None:  # what was typed stays; the rest is what suits a preset of this shape, from scratch or from its weights
+        run = replace(run, **{name: value for name, value in recipe(config).items() if name not in flags})
+    tokenizer = choose_tokenizer(notes["tokenizer"], config.vocab_size, str(path or flags.get("weights", "the model")))
     notes = notes | {"tokenizer": tokenizer.name}
     corpus = load_corpus(notes["filepath"], tokenizer, notes["valid_fraction"])
     require_length(corpus, run.seq_len)

@@ -128,8 +128,8 @@ def add_adapter(
     dropout: float = 0.0,
 ) -> None:
     "Put a new adapter on the targeted layers and switch it on beside those that are. At first it changes nothing."
-    if not re.fullmatch(r"[\w-]+", name):
-        raise ValueError(f"the adapter's name was {shown(name)}: use letters, digits, - and _")
+    if not re.fullmatch(r"[\w-]{1,100}", name):  # it becomes the name of a file
+        raise ValueError(f"the adapter's name was {shown(name)}: use letters, digits, - and _, at most 100")
     if name in adapter_names(model):
         raise ValueError(f"there is an adapter named {shown(name)} already: choose another name, or remove_adapter first")
     if any(layer.kept is not None for _, layer in adapted_layers(model)):
@@ -140,8 +140,8 @@ def add_adapter(
         raise ValueError(f"alpha was {shown(alpha)}: it must be above 0 and at most a million")
     if not targets or len({target[:2] for target in targets}) < len(targets):
         raise ValueError("targets must name at least one linear layer, and each part of it once")
-    if wrong := [target.part for target in targets if not re.fullmatch(r"[\w-]+", target.part)]:
-        raise ValueError(f"a target's part was {shown(wrong[0])}: use letters, digits, - and _")
+    if wrong := [target.part for target in targets if not re.fullmatch(r"[\w-]{1,100}", target.part)]:
+        raise ValueError(f"a target's part was {shown(wrong[0])}: use letters, digits, - and _, at most 100")
     places = [(target, *_place(model, target, rank)) for target in targets]
     for target, start, stop in places:
         layer = _adapted(model, target.path)

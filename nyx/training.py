@@ -117,8 +117,8 @@ class TrainConfig:
 # %% ../nbs/training.ipynb #0c7640de
 RECIPES: dict[str, dict[str, float]] = {
     "nyx-30m": {},
-    "nyx-gpt2": {},
-    "nyx-4m": {"learning_rate": 4e-4, "weight_decay": 1.0},
+    "nyx-gpt2": {"learning_rate": 2e-4, "weight_decay": 2.0, "warmup_batches": 500},
+    "nyx-4m": {"learning_rate": 4e-4, "weight_decay": 2.0, "warmup_batches": 200},
     "nyx-mini": {"learning_rate": 1e-3, "weight_decay": 1.0},
 }
 
