@@ -46,7 +46,7 @@ def shown(value: object, limit: int = 80) -> str:
     try:
         text = repr(value)
     except Exception:  # a number of too many digits, a list nested too deeply, an object without a working repr
-        text = f"a {type(value).__name__}"
+        text = f"<{type(value).__name__}>"
     return printable(text, limit)
 
 # %% ../nbs/lib/checkpoint.ipynb #5be2021a
