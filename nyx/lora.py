@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .checkpoint import CheckpointError, load_tensors, read_header, save_tensors
+from .bounds import refuse_overflow
+from .checkpoint import CheckpointError, load_tensors, printable, read_header, save_tensors, shown
 
 # %% ../nbs/lora.ipynb #e53a399d
 class LowRank(nn.Module):
@@ -114,7 +115,7 @@ def _require(model: nn.Module, *names: str) -> None:
     for name in names:
         if name not in have:
             raise ValueError(
-                f"there is no adapter named {name!r}: the model has {', '.join(map(repr, have)) or 'none'}"
+                f"there is no adapter named {shown(name)}: the model has {printable(', '.join(map(repr, have)), 200) or 'none'}"
             )
 
 # %% ../nbs/lora.ipynb #e397fbd7
@@ -127,20 +128,20 @@ def add_adapter(
     dropout: float = 0.0,
 ) -> None:
     "Put a new adapter on the targeted layers and switch it on beside those that are. At first it changes nothing."
-    if not re.fullmatch(r"[\w-]+", name):
-        raise ValueError(f"the adapter's name was {name!r}: use letters, digits, - and _")
+    if not re.fullmatch(r"[\w-]{1,100}", name):  # it becomes the name of a file
+        raise ValueError(f"the adapter's name was {shown(name)}: use letters, digits, - and _, at most 100")
     if name in adapter_names(model):
-        raise ValueError(f"there is an adapter named {name!r} already: choose another name, or remove_adapter first")
+        raise ValueError(f"there is an adapter named {shown(name)} already: choose another name, or remove_adapter first")
     if any(layer.kept is not None for _, layer in adapted_layers(model)):
         raise ValueError("adapters are merged into the weights: unmerge_adapters first")
     if not 0 <= dropout < 1:
-        raise ValueError(f"dropout was {dropout}: it must be at least 0 and below 1")
+        raise ValueError(f"dropout was {shown(dropout)}: it must be at least 0 and below 1")
     if not (isinstance(alpha, int | float) and 0 < alpha <= 1e6):
-        raise ValueError(f"alpha was {alpha}: it must be above 0 and at most a million")
+        raise ValueError(f"alpha was {shown(alpha)}: it must be above 0 and at most a million")
     if not targets or len({target[:2] for target in targets}) < len(targets):
         raise ValueError("targets must name at least one linear layer, and each part of it once")
-    if wrong := [target.part for target in targets if not re.fullmatch(r"[\w-]+", target.part)]:
-        raise ValueError(f"a target's part was {wrong[0]!r}: use letters, digits, - and _")
+    if wrong := [target.part for target in targets if not re.fullmatch(r"[\w-]{1,100}", target.part)]:
+        raise ValueError(f"a target's part was {shown(wrong[0])}: use letters, digits, - and _, at most 100")
     places = [(target, *_place(model, target, rank)) for target in targets]
     for target, start, stop in places:
         layer = _adapted(model, target.path)
@@ -154,15 +155,15 @@ def _place(model: nn.Module, target: Target, rank: int) -> tuple[int, int]:
     try:
         layer = model.get_submodule(target.path)
     except AttributeError:
-        raise ValueError(f"the model has no layer {target.path!r}") from None
+        raise ValueError(f"the model has no layer {shown(target.path)}") from None
     if not isinstance(layer, nn.Linear) or "weight" not in layer._parameters:
-        raise ValueError(f"{target.path!r} is a {type(layer).__name__}: adapters go on plain linear layers")
+        raise ValueError(f"{shown(target.path)} is a {type(layer).__name__}: adapters go on plain linear layers")
     start, stop = target.start, layer.out_features if target.stop is None else target.stop
     if not 0 <= start < stop <= layer.out_features:
-        raise ValueError(f"rows {start} to {stop} of {target.path!r} do not exist: it has {layer.out_features}")
+        raise ValueError(f"rows {shown(start)} to {shown(stop)} of {shown(target.path)} do not exist: it has {layer.out_features}")
     if not (type(rank) is int and 1 <= rank <= min(stop - start, layer.in_features)):
         raise ValueError(
-            f"rank was {rank}: {target.path!r} ({target.part}) takes 1 to {min(stop - start, layer.in_features)}"
+            f"rank was {shown(rank)}: {shown(target.path)} ({shown(target.part)}) takes 1 to {min(stop - start, layer.in_features)}"
         )
     return start, stop
 
@@ -242,7 +243,7 @@ def load_adapter(model: nn.Module, path: str | Path, name: str | None = None) ->
     "Read an adapter file onto the model, under its own name or another; returns the name. Nothing changes unless all of it fits."
     header, metadata = read_header(path)
     if metadata.get("format") != "nyx-lora":
-        raise CheckpointError(f"{path} is no NYX adapter: its format is {metadata.get('format')!r}, not 'nyx-lora'")
+        raise CheckpointError(f"{path} is no NYX adapter: its format is {shown(metadata.get('format'))}, not 'nyx-lora'")
     try:
         settings = json.loads(metadata["settings"])
         targets = [Target(str(p), str(part), int(start), int(stop)) for p, part, start, stop in settings["targets"]]
@@ -250,7 +251,7 @@ def load_adapter(model: nn.Module, path: str | Path, name: str | None = None) ->
         rows = dict(settings.get("rows", {}))  # of the layers it was made for
         name = str(settings["name"]) if name is None else name
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError, AttributeError) as e:
-        raise CheckpointError(f"{path} is a damaged adapter file: {e!r:.200} in its settings") from None
+        raise CheckpointError(f"{path} is a damaged adapter file: {shown(e, 200)} in its settings") from None
     expected = {}
     for target in targets:
         try:
@@ -259,7 +260,7 @@ def load_adapter(model: nn.Module, path: str | Path, name: str | None = None) ->
             raise CheckpointError(f"{path} was made for another model: {e}") from None
         columns, have = model.get_submodule(target.path).in_features, model.get_submodule(target.path).out_features
         if rows.get(target.path, have) != have:
-            raise CheckpointError(f"{path} was made for another model: there {target.path!r} has {rows[target.path]} rows, here {have}")
+            raise CheckpointError(f"{path} was made for another model: there {shown(target.path)} has {shown(rows[target.path])} rows, here {have}")
         expected |= {
             f"{target.path}:{target.part}.down": (rank, columns),
             f"{target.path}:{target.part}.up": (stop - start, rank),
@@ -269,6 +270,11 @@ def load_adapter(model: nn.Module, path: str | Path, name: str | None = None) ->
     for target in targets:
         part = model.get_submodule(target.path).adapters[f"{name}:{target.part}"]
         part.load_state_dict({key: tensors[f"{target.path}:{target.part}.{key}"] for key in ("down", "up")})
+    try:
+        refuse_overflow(model, path)
+    except CheckpointError:
+        remove_adapter(model, name)
+        raise
     return name
 
 # %% ../nbs/lora.ipynb #354890b0

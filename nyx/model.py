@@ -26,7 +26,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .attention import AttentionHeads, KVCache, next_rotations
-from .checkpoint import CheckpointError, atomic_write, load_tensors, read_config, read_header, save_tensors
+from .bounds import refuse_overflow
+from .checkpoint import CheckpointError, atomic_write, load_tensors, printable, read_config, read_header, save_tensors, shown
 from .decode import Decoder, LookUp, SmallModel, choose_precision, round_rows, speculate
 from .fastpath import Anatomy, Originals, Packings, WholeText, anatomy, difference
 from .lora import LoRALinear, LowRank, Target, adapter_names, effective_weight
@@ -107,10 +108,10 @@ class NYXConfig:
     @classmethod
     def from_dict(cls, values: dict) -> "NYXConfig":
         "From plain values, such as a config.json. Unknown fields raise ValueError."
-        unknown = sorted({str(name) for name in values} - {f.name for f in fields(cls)})
+        unknown = [shown(name) for name in values if name not in {f.name for f in fields(cls)}]
         if unknown:
             raise ValueError(
-                f"unknown settings {', '.join(unknown)}: a NYXConfig has {', '.join(f.name for f in fields(cls))}"
+                f"unknown settings {printable(', '.join(unknown), 200)}: a NYXConfig has {', '.join(f.name for f in fields(cls))}"
             )
         return cls(**values)
 
@@ -124,7 +125,7 @@ def check_sizes(c: "NYXConfig") -> None:
     for name, (low, high) in LIMITS.items():
         value = getattr(c, name)
         if type(value) is not int or not low <= value <= high:
-            raise ValueError(f"{name} was {value!r}: it must be a whole number from {low:,} to {high:,}")
+            raise ValueError(f"{name} was {shown(value)}: it must be a whole number from {low:,} to {high:,}")
     if c.head_dim % 2:
         raise ValueError(f"head_dim was {c.head_dim}: it must be even, for rotary embeddings turn pairs of channels")
     if c.num_attention_heads % c.num_kv_heads:
@@ -137,12 +138,12 @@ def check_numbers(c: "NYXConfig") -> None:
     "Raise ValueError unless dropouts are shares, and the two bases of the rotary embedding are usable."
     for name in ("attn_dropout", "ff_dropout"):
         if not (isinstance(getattr(c, name), int | float) and 0 <= getattr(c, name) < 1):
-            raise ValueError(f"{name} was {getattr(c, name)!r}: it must be at least 0 and below 1")
+            raise ValueError(f"{name} was {shown(getattr(c, name))}: it must be at least 0 and below 1")
     if not (isinstance(c.rotary_base, int | float) and 1 < c.rotary_base <= 1e12):
-        raise ValueError(f"rotary_base was {c.rotary_base!r}: it must be a number above 1, at most 1e12")
+        raise ValueError(f"rotary_base was {shown(c.rotary_base)}: it must be a number above 1, at most 1e12")
     scale = c.xpos_scale_base
     if scale is not None and not (isinstance(scale, int | float) and 1 <= scale <= 1e12):
-        raise ValueError(f"xpos_scale_base was {scale!r}: it must be a number from 1 to 1e12, or None")
+        raise ValueError(f"xpos_scale_base was {shown(scale)}: it must be a number from 1 to 1e12, or None")
 
 # %% ../nbs/model.ipynb #ff27e80e
 PRESETS = {
@@ -156,7 +157,7 @@ PRESETS = {
 def preset(name: str) -> NYXConfig:
     "The configuration of that name."
     if name not in PRESETS:
-        raise ValueError(f"there is no preset {name!r}: choose from {', '.join(PRESETS)}")
+        raise ValueError(f"there is no preset {shown(name)}: choose from {', '.join(PRESETS)}")
     return PRESETS[name]
 
 # %% ../nbs/model.ipynb #ad92c63d
@@ -285,7 +286,7 @@ class Parts:
         known = [*self.config.in_rows, "attn_out", "ff_out"]
         for part in parts:
             if part not in known:
-                raise ValueError(f"there is no part {part!r} for an adapter: choose from {', '.join(known)}")
+                raise ValueError(f"there is no part {shown(part)} for an adapter: choose from {', '.join(known)}")
         rows = self.config.in_rows
         return [Target(f"blocks.{i}.in_proj", part, *rows[part]) if part in rows else Target(f"blocks.{i}.{part}")
                 for i in range(self.config.layer_depth) for part in parts]  # fmt: skip
@@ -320,7 +321,7 @@ class Writer:
         if draft == "text":
             return LookUp(self.config.vocab_size)
         if not isinstance(draft, Transformer):
-            raise ValueError(f'draft was {draft!r}: give "text", or a smaller NYX')
+            raise ValueError(f'draft was {shown(draft)}: give "text", or a smaller NYX')
         if draft.config.vocab_size != self.config.vocab_size:
             raise ValueError(f"the draft knows {draft.config.vocab_size} tokens and this model {self.config.vocab_size}: they must agree")
         here, there = self.embedding.weight.device, draft.embedding.weight.device
@@ -430,7 +431,7 @@ def load_weights(path: Path, expected: dict[str, tuple[int, ...]]) -> dict[str, 
     for name in scaled:
         tensors[name] = tensors[name].float() * tensors.pop(f"{name}.scale").float()[:, None]
         if not tensors[name].isfinite().all():
-            raise CheckpointError(f"{path}: {name!r} times its scale is infinite; use other weights")
+            raise CheckpointError(f"{path}: {shown(name)} times its scale is infinite; use other weights")
     return tensors
 
 # %% ../nbs/model.ipynb #27b754cd
@@ -470,6 +471,7 @@ class NYX(Transformer, Parts, Writer, PyTorchModelHubMixin):
             model = cls(config)
         expected = {key: tuple(t.shape) for key, t in model.state_dict().items()}
         model.load_state_dict(load_weights(folder / "model.safetensors", expected), strict=True, assign=True)
+        refuse_overflow(model, folder / "model.safetensors")
         return model.requires_grad_(True)
 
 # %% ../nbs/model.ipynb #476bdc77

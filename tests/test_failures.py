@@ -315,7 +315,7 @@ STRANGE = {
     "a tensor too few": (lambda t, c: t.pop("norm.weight"), "missing 'norm.weight'"),
     "a tensor of another shape": (lambda t, c: t.update({"norm.weight": torch.ones(5)}), "of another shape 'norm.weight'"),
     "NaN": (lambda t, c: t.update({"norm.weight": poisoned(t["norm.weight"])}), "NaN or infinite"),
-    "an unknown setting": (lambda t, c: c.update(run_this="rm"), "unknown settings run_this"),
+    "an unknown setting": (lambda t, c: c.update(run_this="rm"), "unknown settings 'run_this'"),
     "an absurd setting": (lambda t, c: c.update(layer_depth=10**9), "layer_depth was 1000000000"),
 }  # fmt: skip
 
