@@ -32,6 +32,7 @@ from torch import Tensor, nn
 
 from . import attention, data, lora, model, rotary, sampling, training
 from .checkpoint import atomic_write
+from .course import course_file
 
 # %% ../nbs/lib/check.ipynb #46bac252
 class Mistake(Exception):
@@ -1372,11 +1373,12 @@ def practice(train: Callable, seed: int = 0, updates: int = UPDATES, **parts: Ca
     return Practice([loss / math.log(2) for loss in losses], samples, corpus.sha256)
 
 # %% ../nbs/lib/check.ipynb #ad4b2ce0
-def read_band(file: str | Path = "../nbs/band.json") -> dict:
+def read_band(file: str | Path = "nbs/band.json") -> dict:
     "The recorded band: `low` and `high` bits per byte for each ten updates, of how many `seeds`, on which corpus."
-    if not Path(file).exists():
-        raise ValueError(f"there is no {file}: `make band` records it")
-    return json.loads(Path(file).read_text(encoding="utf-8"))
+    try:
+        return json.loads(course_file(file).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"there is no {file}: `make band` records it") from None
 
 
 def against_band(points: list[float], band: dict) -> str:
@@ -1403,7 +1405,7 @@ def against_band(points: list[float], band: dict) -> str:
 
 # %% ../nbs/lib/check.ipynb #f843dd70
 def where_should_i_be(
-    train: Callable, updates: int = UPDATES, file: str | Path = "../nbs/band.json", **parts: Callable
+    train: Callable, updates: int = UPDATES, file: str | Path = "nbs/band.json", **parts: Callable
 ) -> Verdict:
     "Train nyx-mini with the learner's loop (and parts), draw its curve over the recorded band, and say where it leaves it."
     from nyx import plot

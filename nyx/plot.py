@@ -16,7 +16,6 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from html import escape
-from pathlib import Path
 
 import ipywidgets as widgets
 import matplotlib
@@ -28,6 +27,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from .attention import attention_weights
+from .course import course_file
 
 # %% ../nbs/lib/plot.ipynb #694723af
 COLOURS = ("#0072B2", "#E69F00", "#000000", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#B8A900")
@@ -649,10 +649,11 @@ def course_map(alt: str) -> None:
     show(figure, alt)
 
 # %% ../nbs/lib/plot.ipynb #5f25c6a2
-def measured(*names: str, file: str = "../nbs/times.json") -> None:
+def measured(*names: str, file: str = "nbs/times.json") -> None:
     "Say how long notebooks take to run, from the file that the runner wrote when it last measured them."
-    path = Path(file)
-    if not path.exists():
+    try:
+        path = course_file(file)
+    except FileNotFoundError:
         print("Not measured yet: make notebooks writes the times.")
         return
     times = json.loads(path.read_text())

@@ -37,10 +37,10 @@ def scatter(whole: Tensor, like: Tensor) -> Tensor:
 
 # %% ../nbs/lib/sharding.ipynb #6ba796d4
 def scatter_optimizer(state: dict, optimizer: torch.optim.Optimizer) -> dict:
-    "An optimizer's `state_dict` of whole tensors, cut as the parameters are that it belongs to."
+    "A copy of an optimizer's `state_dict` of whole tensors, cut as the parameters are that it belongs to."
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     cut = {
-        number: {name: scatter(v, parameters[number]) if isinstance(v, Tensor) and v.dim() else v for name, v in slots.items()}
+        number: {name: scatter(v.clone(), parameters[number]) if isinstance(v, Tensor) and v.dim() else v for name, v in slots.items()}
         for number, slots in state["state"].items()
     }
     return state | {"state": cut}

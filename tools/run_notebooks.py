@@ -35,12 +35,15 @@ class Refused(Exception):
     """A notebook that will not be written; the message says why."""
 
 
+def has_directive(cell, pattern: str) -> bool:
+    """Whether a line such as `#| slow` of a cell matches: a regular expression for what follows the mark."""
+    lines = (line.strip() for line in cell.source.splitlines())
+    return any(re.match(rf"#\|\s*(?:{pattern})\b", line, re.IGNORECASE) for line in lines)
+
+
 def is_skipped(cell) -> bool:
     """Say whether a cell keeps its old outputs: `#| eval: false`, or the tag `skip-execution`."""
-    if "skip-execution" in cell.metadata.get("tags", []):
-        return True
-    directives = [line for line in cell.source.splitlines() if line.strip().startswith("#|")]
-    return any(re.match(r"#\|\s*eval:\s*false\b", line.strip(), re.IGNORECASE) for line in directives)
+    return "skip-execution" in cell.metadata.get("tags", []) or has_directive(cell, r"eval:\s*false")
 
 
 def find_notebooks(paths: list[str]) -> list[Path]:
@@ -54,12 +57,18 @@ def find_notebooks(paths: list[str]) -> list[Path]:
     return found
 
 
-def execute(nb, folder: Path, timeout: int) -> int:
-    """Run the cells of `nb` in `folder`, outputs stored in place; the peak memory of the kernel in bytes."""
+def client_for(nb, folder: Path, timeout: int) -> NotebookClient:
+    """A client, its kernel not started yet, that will run cells of `nb` in the working directory `folder`."""
     config = Config({"KernelManager": {"transport_encryption": "auto"}})
     client = NotebookClient(nb, timeout=timeout, kernel_name="python3", record_timing=False, config=config)
     client.resources = {"metadata": {"path": str(folder)}}
     client.reset_execution_trackers()
+    return client
+
+
+def execute(nb, folder: Path, timeout: int) -> int:
+    """Run the cells of `nb` in `folder`, outputs stored in place; the peak memory of the kernel in bytes."""
+    client = client_for(nb, folder, timeout)
     with client.setup_kernel():
         for index, cell in enumerate(list(nb.cells)):
             if cell.cell_type == "code" and not is_skipped(cell):
@@ -217,6 +226,13 @@ def record_times(times: dict[str, dict[str, float]], file: Path) -> None:
     write_atomically(file, json.dumps(known, indent=1) + "\n")
 
 
+def set_environment(threads: int) -> None:
+    """What kernels inherit, so that outputs are the same everywhere: threads, pictures, hashes, widths, the path."""
+    os.environ |= {"OMP_NUM_THREADS": str(threads), "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+    os.environ |= {"PYTHONHASHSEED": "0", "COLUMNS": "100", "JUPYTER_PLATFORM_DIRS": "1"}
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run what the command line names; 0 when every notebook was written."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -225,9 +241,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--timeout", type=int, default=900, help="seconds that one cell may take (default: 900)")
     parser.add_argument("--threads", type=int, default=2, help="threads that torch may use (default: 2)")
     args = parser.parse_args(argv)
-    os.environ |= {"OMP_NUM_THREADS": str(args.threads), "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
-    os.environ |= {"PYTHONHASHSEED": "0", "COLUMNS": "100", "JUPYTER_PLATFORM_DIRS": "1"}
-    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    set_environment(args.threads)
     failed, folder = [], ROOT / "nbs"
     try:
         notebooks = find_notebooks(args.paths)
