@@ -4,21 +4,20 @@ import ast
 import os
 import subprocess
 import sys
-from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 import torch
 from accelerate import Accelerator
 from conftest import GUARD, ROOT
 from emulation import MATH, OnDevice, device
-from programs import RUN, SHAPE, environment, flags, small_model, write_text
+from programs import RUN, environment, small_model, write_text
 
 from nyx import NYX
 from nyx.checkpoint import load_checkpoint
-from nyx.cli import train_main
 from nyx.data import load_corpus, load_tokenizer
 from nyx.lora import add_adapter, load_adapter, merge_adapters, save_adapter, train_adapter, unmerge_adapters
-from nyx.training import TrainConfig, Trainer, evaluate
+from nyx.training import TrainConfig, Trainer
 
 DEVICES = ("mps", "cuda", "turing")
 
@@ -133,7 +132,7 @@ def test_adapters_live_on_the_device(machine, tmp_path):
             for p in chosen:
                 p.copy_(torch.linspace(-0.1, 0.1, p.numel()).view(p.shape).to(place))
         save_adapter(model, "mine", tmp_path / f"{place}.safetensors")
-        before = model.in_proj_before = model.blocks[0].in_proj.weight.detach().clone()
+        before = model.blocks[0].in_proj.weight.detach().clone()
         merge_adapters(model)
         got.append(model(ids.to(place)).detach().cpu())
         unmerge_adapters(model)
@@ -286,3 +285,86 @@ def test_weights_are_saved_over_those_they_came_from_on_windows(windows):
     """A file that is mapped cannot be replaced there: what is loaded is held in memory."""
     done = windows("-c", OVERWRITES)
     assert done.returncode == 0 and "done" in done.stdout, done.stderr
+
+
+def test_a_run_is_killed_and_resumed_without_make():
+    done = subprocess.run([sys.executable, str(ROOT / "tools" / "smoke.py")], capture_output=True, text=True, encoding="utf-8", timeout=1200)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert all(words in done.stdout for words in SMOKE)
+
+
+CLOCK = """
+import time
+from types import SimpleNamespace
+from nyx.cli import Report
+time.monotonic = lambda: 1.0  # two readings within one tick of Windows' clock
+config = SimpleNamespace(num_batches=4, validate_every=2)
+corpus = SimpleNamespace(valid=[0])
+report = Report(SimpleNamespace(config=config, out_dir=".", update=0, corpus=corpus))
+report({"event": "update", "update": 1, "bits_per_byte": 8.0, "tokens_per_second": 1e4, "seconds": 0.01})
+"""
+
+
+def test_a_first_update_within_a_tick_of_the_clock_is_reported():
+    """Windows' clock moves every 15.6 ms: a small model makes an update in less, and no speed is known yet."""
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(GUARD), str(ROOT)]), "NYX_TYPECHECK": ""}
+    done = subprocess.run([sys.executable, "-c", CLOCK], env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and "update 1 of 4" in done.stdout, done.stderr
+
+
+def text_calls(path: Path) -> list[str]:
+    """Where a file of Python reads or writes text in whatever encoding the system has."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.Call) or any(k.arg == "encoding" for k in node.keywords):
+            continue
+        method, name = isinstance(node.func, ast.Attribute), ast.unparse(node.func).rsplit(".", 1)[-1]
+        mode = next((a.value for a in node.args[not method :] if isinstance(a, ast.Constant)), "r")
+        opens = name == "open" and (not method or (mode != "r" and set(str(mode)) <= set("rwxabt+")))
+        if name in ("read_text", "write_text") or (opens and "b" not in str(mode) and "wb" not in ast.unparse(node)):
+            found.append(f"{path.name}:{node.lineno}: {ast.unparse(node)[:80]}")
+    return found
+
+
+@pytest.mark.parametrize("folder", ["nyx", "tools"])
+def test_text_is_read_and_written_in_a_named_encoding(folder):
+    """Windows' own is not UTF-8."""
+    assert not [call for path in sorted((ROOT / folder).glob("*.py")) for call in text_calls(path)]
+
+
+def test_the_check_for_encodings_can_fail(tmp_path):
+    wrong = tmp_path / "wrong.py"
+    wrong.write_text("open('a')\nopen('a', 'w')\np.read_text()\np.open('w')\nopen('a', 'rb')\np.read_text(encoding='utf-8')\n", encoding="utf-8")
+    assert [call.split(":")[1] for call in text_calls(wrong)] == ["1", "2", "3", "4"]
+
+
+# the workflow
+
+
+def steps(job: dict) -> list[str]:
+    return [step["run"] for step in job["steps"] if "run" in step]
+
+
+def test_the_workflow_tests_macos_and_windows_without_make():
+    yaml = pytest.importorskip("yaml")
+    flow = yaml.safe_load((ROOT / ".github" / "workflows" / "test.yml").read_text(encoding="utf-8"))
+    job = flow["jobs"]["without-make"]
+    assert set(job["strategy"]["matrix"]["os"]) == {"macos-latest", "windows-latest"}
+    ran = "\n".join(steps(job))
+    assert "make" not in ran.split(), "Windows has no make"
+    for words in ("requirements.txt", "nbdev_test --path nbs/lib", "tools/smoke.py"):
+        assert words in ran
+    for command in steps(job):
+        files = [word for word in command.split() if word.endswith(".py")]
+        assert all((ROOT / file).is_file() for file in files), f"{command} names a file that is not there"
+
+
+@pytest.mark.parametrize("name", ["test.yml", "docs.yml"])
+def test_a_workflow_is_well_formed(name):
+    """GitHub's rules as far as these files use them; each job says where it runs and for how long at most."""
+    yaml = pytest.importorskip("yaml")
+    flow = yaml.safe_load((ROOT / ".github" / "workflows" / name).read_text(encoding="utf-8"))
+    assert {"name", "jobs"} <= set(flow) <= {"name", True, "permissions", "concurrency", "jobs", "env"}  # True: YAML's `on`
+    for job in flow["jobs"].values():
+        assert {"runs-on", "steps", "timeout-minutes"} <= set(job)
+        assert all(("run" in step) != ("uses" in step) for step in job["steps"])
