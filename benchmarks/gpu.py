@@ -113,7 +113,7 @@ def check(function: Callable[[Machine], str]) -> Callable[[Machine], str]:
 
 def distance(got: torch.Tensor, want: torch.Tensor) -> float:
     """The largest difference, divided by the largest value."""
-    got, want = got.detach().double().cpu(), want.detach().double().cpu()
+    got, want = got.detach().cpu().double(), want.detach().cpu().double()
     assert got.isfinite().all(), "values are NaN or infinite"
     return ((got - want).abs().max() / want.abs().max()).item()
 
@@ -180,7 +180,7 @@ def forward_loss_and_gradients_in_bf16(machine: Machine) -> str:
         with autocast:
             mixed = distance(there(moved), logits)
         pure = distance(there.bfloat16()(moved), logits)
-    whole = [torch.cat([g[name].double().cpu().flatten() for name in grads]) for g in (others, grads)]
+    whole = [torch.cat([g[name].cpu().double().flatten() for name in grads]) for g in (others, grads)]
     off = ((whole[0] - whole[1]).norm() / whole[1].norm()).item()
     said = [within("logits", mixed, BF16), within("logits with bf16 weights", pure, BF16), within("losses", abs(got / want - 1), BF16_LOSS)]
     return ", ".join([*said, within("gradients, by their norm,", off, 2 * BF16)])

@@ -209,12 +209,11 @@ def windows(tmp_path, corpus_cache):
     path = os.pathsep.join([str(ROOT / "tests" / "windows"), str(ROOT)])
     env = environment(tmp_path, corpus_cache) | {"PYTHONPATH": path, "PYTHONUTF8": "0", "PYTHONIOENCODING": "cp1252"}
 
-    def run(*command: object, timeout: float = 300) -> subprocess.CompletedProcess:
+    def run(*command: object, timeout: float = 300, cwd: Path = folder) -> subprocess.CompletedProcess:
         command = [sys.executable, *map(str, command)]
-        done = subprocess.run(command, cwd=folder, env=env, capture_output=True, timeout=timeout)
+        done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, timeout=timeout)
         return subprocess.CompletedProcess(command, done.returncode, done.stdout.decode("cp1252"), done.stderr.decode("cp1252"))
 
-    run.folder = folder
     return run
 
 
@@ -285,6 +284,14 @@ def test_weights_are_saved_over_those_they_came_from_on_windows(windows):
     """A file that is mapped cannot be replaced there: what is loaded is held in memory."""
     done = windows("-c", OVERWRITES)
     assert done.returncode == 0 and "done" in done.stdout, done.stderr
+
+
+def test_the_library_notebooks_pass_on_windows(windows):
+    """Those that deal with the system; as the workflow runs all of them there."""
+    test = "from nbdev.test import nbdev_test; nbdev_test()"
+    command = ["-c", test, "--path", "nbs/lib", "--file_re", "(checkpoint|cli|memory).*", "--n_workers", 2, "--do_print"]
+    done = windows(*command, cwd=ROOT, timeout=600)
+    assert done.returncode == 0 and done.stdout.count("Completed") == 3, done.stdout[-3000:] + done.stderr[-3000:]
 
 
 def test_a_run_is_killed_and_resumed_without_make():

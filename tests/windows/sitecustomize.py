@@ -36,32 +36,29 @@ NO_SIGNALS = (
 TICK = 1 / 64  # seconds between two values of Windows' clock
 
 
-def without(module: types.ModuleType, names: tuple[str, ...], **more: object) -> types.ModuleType:
-    """A copy of a module that lacks some names and has others."""
-    copy = types.ModuleType(module.__name__)
-    copy.__dict__.update({name: value for name, value in vars(module).items() if name not in names} | more)
-    return copy
+class Seen(types.ModuleType):
+    """A module as Windows has it: without some names, with others, and for the rest the true one as it is at the time."""
 
-
-class Linked(types.ModuleType):
-    """`sys` as a program on Windows sees it: one that follows the true one, whose streams may be replaced."""
-
-    platform = "win32"
+    def __init__(self, module: types.ModuleType, *lacks: str, **more: object):
+        super().__init__(module.__name__)
+        self.__dict__.update(more | {"_module": module, "_lacks": lacks})
 
     def __getattr__(self, name: str) -> object:
-        return getattr(true_sys, name)
+        if name in self._lacks:
+            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+        return getattr(self._module, name)
 
     def __setattr__(self, name: str, value: object) -> None:
-        setattr(true_sys, name, value)
+        setattr(self._module, name, value)
 
 
 def locking(descriptor: int, mode: int, count: int) -> None:
-    """msvcrt's lock on the bytes from the file's position on."""
+    """msvcrt's lock; on all of the file here, rather than from its position on."""
     import fcntl
 
     kind = {0: fcntl.LOCK_UN, 1: fcntl.LOCK_EX, 2: fcntl.LOCK_EX | fcntl.LOCK_NB}[mode]
     try:
-        fcntl.lockf(descriptor, kind, count, os.lseek(descriptor, 0, os.SEEK_CUR))
+        fcntl.flock(descriptor, kind)
     except BlockingIOError:
         raise PermissionError(errno.EACCES, "Permission denied") from None
 
@@ -73,14 +70,14 @@ def refuse_signals(number: int, handler: object) -> object:
     return signal.signal(number, handler)
 
 
-true_sys, true_import, true_open, true_os_open = sys, builtins.__import__, io.open, os.open
+true_import, true_open, true_os_open = builtins.__import__, io.open, os.open
 msvcrt = types.ModuleType("msvcrt")
 msvcrt.locking, msvcrt.LK_UNLCK, msvcrt.LK_LOCK, msvcrt.LK_NBLCK = locking, 0, 1, 2
 OURS = {
-    "os": without(os, NO_OS, name="nt"),
-    "signal": without(signal, NO_SIGNALS, signal=refuse_signals, CTRL_C_EVENT=0, CTRL_BREAK_EVENT=1),
-    "time": without(time, ("tzset",), monotonic=lambda: time.monotonic() // TICK * TICK),
-    "sys": Linked("sys"),
+    "os": Seen(os, *NO_OS, name="nt"),
+    "signal": Seen(signal, *NO_SIGNALS, signal=refuse_signals, CTRL_C_EVENT=0, CTRL_BREAK_EVENT=1),
+    "time": Seen(time, "tzset", monotonic=lambda: time.monotonic() // TICK * TICK),
+    "sys": Seen(sys, platform="win32"),
     "msvcrt": msvcrt,
 }
 
@@ -88,7 +85,7 @@ OURS = {
 def windows_import(name, globals=None, locals=None, fromlist=(), level=0):
     """`import` as NYX's own files see it; everybody else's is the true one."""
     asks = (globals or {}).get("__name__", "")
-    ours = asks == "nyx" or asks.startswith("nyx.") or (asks == "__main__" and "windows_main" not in (globals or {}))
+    ours = asks == "nyx" or asks.startswith("nyx.") or asks == "__main__"
     if ours and level == 0:
         if name.split(".")[0] in ABSENT:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
@@ -144,9 +141,7 @@ def keeping(function):
 
 
 for taking in ("replace", "rename", "remove", "unlink"):
-    guarded = keeping(getattr(os, taking))
-    setattr(os, taking, guarded)
-    setattr(OURS["os"], taking, guarded)
-os.open = OURS["os"].open = windows_os_open
+    setattr(os, taking, keeping(getattr(os, taking)))
+os.open = windows_os_open
 io.open = builtins.open = windows_open
 builtins.__import__ = windows_import
