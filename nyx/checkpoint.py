@@ -572,11 +572,11 @@ def load_tensors(
         lists = "; ".join(f"{kind} {', '.join(names[:5])}{more[kind]}" for kind, names in wrong.items() if names)
         raise CheckpointError(f"{path} does not fit as {what} ({lists}): give the settings that it was made with.")
     try:
-        tensors = safetensors.torch.load_file(path)
+        mapped = safetensors.torch.load_file(path)
     except (safetensors.SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} could not be loaded ({error}): {_AGAIN}.") from None
-    _check_finite(tensors, path)
-    return tensors
+    _check_finite(mapped, path)
+    return {name: tensor.clone() for name, tensor in mapped.items()}  # no longer the file's pages, which others may change
 
 # %% ../nbs/lib/checkpoint.ipynb #a8ae500c
 def _check_finite(tensors: dict[str, Tensor], path: Path | str) -> None:

@@ -53,10 +53,10 @@ def _limits() -> Iterator[int]:
     with suppress(OSError, KeyError):
         yield _sizes(Path("/proc/meminfo"))["MemAvailable:"] * 1024
     with suppress(OSError, IndexError):
-        inside = Path("/proc/self/cgroup").read_text().partition("0::/")[2].splitlines()[0]
+        inside = Path("/proc/self/cgroup").read_text(encoding="utf-8").partition("0::/")[2].splitlines()[0]
         for folder in (Path("/sys/fs/cgroup") / inside, *(Path("/sys/fs/cgroup") / inside).parents[:-3]):
             with suppress(OSError, ValueError, KeyError):  # no limit here: "max", or no such file
-                most, used = (int((folder / name).read_text()) for name in ("memory.max", "memory.current"))
+                most, used = (int((folder / name).read_text(encoding="utf-8")) for name in ("memory.max", "memory.current"))
                 yield max(0, most - used + _sizes(folder / "memory.stat")["inactive_file"])
     with suppress(ImportError, OSError, KeyError):
         import resource
@@ -68,7 +68,7 @@ def _limits() -> Iterator[int]:
 
 def _sizes(path: Path) -> dict[str, int]:
     "The numbers of a file with lines of the form `name number`."
-    words = [line.split() for line in path.read_text().splitlines()]
+    words = [line.split() for line in path.read_text(encoding="utf-8").splitlines()]
     return {line[0]: int(line[1]) for line in words if len(line) > 1 and line[1].isdigit()}
 
 # %% ../nbs/lib/memory.ipynb #7b21cd49

@@ -656,7 +656,7 @@ def measured(*names: str, file: str = "nbs/times.json") -> None:
     except FileNotFoundError:
         print("Not measured yet: make notebooks writes the times.")
         return
-    times = json.loads(path.read_text())
+    times = json.loads(path.read_text(encoding="utf-8"))
     machine = times["machine"]
     for name in names:
         if name not in times["notebooks"]:

@@ -83,6 +83,17 @@ def test_another_python_is_refused_by_number(version):
     assert found.ok is False and ".".join(map(str, version)) in found.sentence and "3.11 to 3.13" in found.sentence
 
 
+def test_without_make_the_doctor_does_not_name_it(env, tmp_path):
+    """As on Windows; what to do instead is in README."""
+    python = getattr(sys, "_base_executable", sys.executable)
+    command = [python, "-S", str(ROOT / "tools" / "doctor.py")]
+    done = subprocess.run(
+        command, env=env | {"PATH": str(tmp_path), "PYTHONPATH": ""}, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 1 and "Without make" in done.stdout
+    assert not re.search(r"\bmake (lab|PYTHON)", done.stdout)
+
+
 def test_an_old_python_can_read_the_doctor():
     ast.parse((ROOT / "tools" / "doctor.py").read_text(encoding="utf-8"), feature_version=(3, 8))
 

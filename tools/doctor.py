@@ -1,6 +1,6 @@
 """Say what works on this machine, and what to do about the rest.
 
-    make doctor
+    make doctor                  # or, without make: python tools/doctor.py
 
 One line for each thing: [ok] it is as it should be, [--] the course works without it, [no] this must be put right.
 The exit status is 1 if there is a [no]. Written for Python 3.8 too, so that an old one gets a sentence.
@@ -18,6 +18,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 GIB = 2**30
 PYTHONS = ((3, 11), (3, 13))
+MAKE = shutil.which("make") is not None  # on Windows there is none
+START = "run: make lab" if MAKE else "README.md says how, under 'Without make'"
 KERNEL = """
 import os
 os.environ["JUPYTER_PLATFORM_DIRS"] = "1"
@@ -80,7 +82,8 @@ def check_python(version=tuple(sys.version_info[:3])):
     if low <= tuple(version[:2]) <= high:
         return Finding("Python", True, name)
     asked = f"NYX needs {low[0]}.{low[1]} to {high[0]}.{high[1]}"
-    return Finding("Python", False, f"{name}, but {asked}; name another: make PYTHON=python3.12 lab")
+    another = "make PYTHON=python3.12 lab" if MAKE else "py -3.12 -m venv .venv"
+    return Finding("Python", False, f"{name}, but {asked}; name another: {another}")
 
 
 def total_memory(cgroup="/sys/fs/cgroup/memory.max"):
@@ -90,7 +93,7 @@ def total_memory(cgroup="/sys/fs/cgroup/memory.max"):
     except (ValueError, OSError, AttributeError):
         return None
     try:
-        limit = Path(cgroup).read_text().strip()
+        limit = Path(cgroup).read_text(encoding="utf-8").strip()
     except OSError:
         limit = "max"
     return min(total, int(limit)) if limit.isdigit() else total
@@ -117,7 +120,7 @@ def usable_cores(cgroup="/sys/fs/cgroup/cpu.max"):
     """Cores that this process may use."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
-        quota, period = Path(cgroup).read_text().split()
+        quota, period = Path(cgroup).read_text(encoding="utf-8").split()
     except (OSError, ValueError):
         return cores
     return min(cores, max(1, int(quota) // int(period))) if quota.isdigit() else cores
@@ -132,13 +135,14 @@ def check_cores(cores):
 
 def check_compiler(names=("c++", "g++", "clang++")):
     """A C++ compiler that makes a program; only `train.py --compile` needs it."""
-    advice = "only --compile needs one (on Debian and Ubuntu: apt-get install g++; on macOS: xcode-select --install)"
+    places = "on Debian and Ubuntu: apt-get install g++; on macOS: xcode-select --install; on Windows: Visual Studio"
+    advice = f"only --compile needs one ({places})"
     found = [name for name in names if shutil.which(name)]
     if not found:
         return Finding("compiler", None, f"no C++ compiler; {advice}")
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "try.cpp"
-        source.write_text("#include <vector>\nint main() { return std::vector<int>(1).at(0); }\n")
+        source.write_text("#include <vector>\nint main() { return std::vector<int>(1).at(0); }\n", encoding="utf-8")
         good, complaint = said([found[0], str(source), "-o", str(Path(folder) / "try")])
     if good:
         return Finding("compiler", True, f"{found[0]} makes programs")
@@ -171,7 +175,7 @@ def installed_versions():
 def check_packages(asked, pins, installed, python=sys.executable):
     """Every package that requirements.txt asks for, and every one that constraints.txt pins, at its version."""
     if "torch" not in installed and "jupyterlab" not in installed:
-        return Finding("packages", False, "there is no environment yet; run: make lab")
+        return Finding("packages", False, f"there is no environment yet; {START}")
     absent = sorted(name for name in asked if name not in installed)
     plain = {name: version.split("+")[0] for name, version in installed.items()}  # 2.13.0+cpu is a build of 2.13.0
     other = [f"{n} is {installed[n]}, pinned {v}" for n, v in sorted(pins.items()) if plain.get(n, v) != v]
@@ -191,7 +195,7 @@ def check_imports(python=sys.executable):
     """What the course imports can be imported: packages may all be there and yet not fit each other."""
     good, words = said([python, "-c", IMPORTS])
     if not good:
-        return Finding("imports", False, f"{words}; {repair(python)}, then: make lab")
+        return Finding("imports", False, f"{words}; {repair(python)}, then {START}")
     if Path(words).resolve().parent != ROOT / "nyx":
         advice = f"run: {python} -m pip install --no-deps --no-build-isolation -e ."
         return Finding("imports", False, f"nyx comes from another folder than this one; {advice}")
@@ -217,9 +221,10 @@ def check_widgets(prefix=sys.prefix):
     if not (share / "package.json").exists():
         return Finding("widgets", False, f"JupyterLab lacks the extension that draws sliders; {advice}")
     config = Path(prefix) / "etc" / "jupyter" / "labconfig" / "page_config.json"
-    disabled = json.loads(config.read_text()).get("disabledExtensions", {}) if config.exists() else {}
+    disabled = json.loads(config.read_text(encoding="utf-8")).get("disabledExtensions", {}) if config.exists() else {}
     if disabled.get("@jupyter-widgets/jupyterlab-manager") if isinstance(disabled, dict) else False:
-        advice = f"run: {prefix}/bin/jupyter labextension enable --level=sys_prefix @jupyter-widgets/jupyterlab-manager"
+        extension = "--level=sys_prefix @jupyter-widgets/jupyterlab-manager"
+        advice = f"run: {sys.executable} -m jupyter labextension enable {extension}"
         return Finding("widgets", False, f"the extension that draws sliders is switched off; {advice}")
     return Finding("widgets", True, "JupyterLab can draw sliders")
 
@@ -238,7 +243,7 @@ def check_gpu(python=sys.executable, has_driver=None):
     driver = shutil.which("nvidia-smi") is not None if has_driver is None else has_driver
     good, name = said([python, "-c", GPU])
     if good and name:
-        return Finding("GPU", True, f"{name}; training will use it")
+        return Finding("GPU", True, f"{name}; train.py and test.py use it")
     if driver:
         return Finding(
             "GPU", None, "there is an NVIDIA driver, but this torch does not see a GPU; the course needs none"
@@ -269,7 +274,7 @@ def main():
     for finding in examine():
         print(finding, flush=True)
         wrong += finding.ok is False
-    print("All is well: make lab" if not wrong else f"To put right: {wrong}")
+    print(f"All is well; {START}" if not wrong else f"To put right: {wrong}")
     return 1 if wrong else 0
 
 
