@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from .attention import KVCache, causal_mask, next_rotations
+from .checkpoint import shown
 from .rotary import Rotation
 from .sampling import Sampling, check_request, prefill
 
@@ -135,7 +136,7 @@ SMALL = 4_000_000  # weights that stay in a processor's cache
 def choose_precision(precision: str, weight: Tensor, parameters: int) -> str:
     "What `auto` stands for: int8 on a CPU for more than 4 million parameters, bf16 on a GPU that has it, else float32."
     if precision not in PRECISIONS:
-        raise ValueError(f"precision was {precision!r}: choose from {', '.join(PRECISIONS)}")
+        raise ValueError(f"precision was {shown(precision)}: choose from {', '.join(PRECISIONS)}")
     on_cpu = weight.device.type == "cpu"
     if precision == "int8" and not on_cpu:
         raise ValueError(f"precision int8 runs on the CPU, and the model is on {weight.device}: choose bf16 or float32")
