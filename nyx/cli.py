@@ -141,7 +141,7 @@ def friendly(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] |
     "Run `main`; what is wrong with the request becomes a sentence and exit code 2, a failed run 1, an interrupt 130."
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed from the start, as by >&-
-            setattr(sys, name, open(os.devnull, "w"))
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal without Unicode shows what it can
@@ -582,7 +582,7 @@ class Report:
     def on_update(self, r: dict) -> None:
         self.bar.update(1)
         self.tokens += r["tokens_per_second"] * r["seconds"]
-        passed = time.monotonic() - self.begun
+        passed = max(time.monotonic() - self.begun, r["seconds"])  # a clock may stand still for 16 ms
         speed, done = self.tokens / passed, r["update"] - self.first
         left = (self.total - r["update"]) * passed / done
         self.bar.set_postfix_str(f"{r['bits_per_byte']:.3f} bits/byte, {speed:,.0f} tokens/s")

@@ -229,7 +229,7 @@ def file_sha256(path: str | os.PathLike) -> str:
     stat = path.stat()
     key = hashlib.sha256(f"{path}|{stat.st_size}|{stat.st_mtime_ns}".encode("utf-8", "surrogateescape")).hexdigest()
     note = cache_dir() / "sums" / key[:32]
-    if note.is_file() and len(known := note.read_text()) == 64:
+    if note.is_file() and len(known := note.read_text(encoding="utf-8")) == 64:
         return known
     digest = sha256_of(read_chunks(path))
     try:
@@ -271,7 +271,7 @@ def stored_splits(folder: Path) -> dict | None:
     "What `build_splits` noted about `folder`, if its files are there and as long as they were."
     if not (folder / "info.json").is_file():
         return None
-    known = json.loads((folder / "info.json").read_text())
+    known = json.loads((folder / "info.json").read_text(encoding="utf-8"))
     whole = all((folder / f).is_file() and (folder / f).stat().st_size == size for f, size in known["bytes"].items())
     return known if whole else None
 

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from .attention import KVCache, causal_mask, next_rotations
+from .checkpoint import shown
 from .kernels import fused_attention, has_bf16, has_int8
 from .rotary import Rotation
 from .sampling import Sampling, check_request, prefill
@@ -136,7 +137,7 @@ def choose_precision(precision: str, weight: Tensor, parameters: int) -> str:
     """What `auto` stands for: bf16 on a GPU that has it; on a CPU, for more than 4 million parameters, int8 where torch has
     vector code for it, else bf16 where the processor has it. float32 in all other cases."""
     if precision not in PRECISIONS:
-        raise ValueError(f"precision was {precision!r}: choose from {', '.join(PRECISIONS)}")
+        raise ValueError(f"precision was {shown(precision)}: choose from {', '.join(PRECISIONS)}")
     on_cpu = weight.device.type == "cpu"
     if precision == "int8" and not on_cpu:
         raise ValueError(f"precision int8 runs on the CPU, and the model is on {weight.device}: choose bf16 or float32")

@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from .checkpoint import shown
+
 # %% ../nbs/sampling.ipynb #37e1c772
 def apply_temperature(logits: Float[Tensor, "*b v"], temperature: float) -> Float[Tensor, "*b v"]:
     "Logits divided by a temperature above 0, the largest of them moved to 0 first, so that no temperature overflows."
@@ -55,12 +57,12 @@ class Sampling:
 
     def __post_init__(self):
         if not (isinstance(self.temperature, int | float) and 0 <= self.temperature <= 1e308):
-            raise ValueError(f"temperature was {self.temperature}: it must be 0 (greedy) or above, at most 1e308")
+            raise ValueError(f"temperature was {shown(self.temperature)}: it must be 0 (greedy) or above, at most 1e308")
         if self.top_k is not None and (type(self.top_k) is not int or self.top_k < 1):
-            raise ValueError(f"top_k was {self.top_k}: it must be a whole number of at least 1, or None to keep all")
+            raise ValueError(f"top_k was {shown(self.top_k)}: it must be a whole number of at least 1, or None to keep all")
         for name, p in (("top_p", self.top_p), ("min_p", self.min_p)):
             if p is not None and not (isinstance(p, int | float) and 0 < p <= 1):
-                raise ValueError(f"{name} was {p}: it must be above 0 and at most 1")
+                raise ValueError(f"{name} was {shown(p)}: it must be above 0 and at most 1")
 
     def probabilities(self, logits: Float[Tensor, "*b v"]) -> Float[Tensor, "*b v"]:
         "The distribution from which the next token is drawn. Raises ValueError for logits that are NaN, or all -inf."
@@ -130,15 +132,15 @@ def check_request(prompt: Int[Tensor, "b n"], max_new: int, lengths: Int[Tensor,
     if prompt.dim() != 2:
         raise ValueError(f"the prompt has shape {tuple(prompt.shape)}: give (b, n), one row for each text")
     if seed is not None and not (type(seed) is int and 0 <= seed < 2**63):
-        raise ValueError(f"seed was {seed}: it must be a whole number from 0 to 2^63 - 1")
+        raise ValueError(f"seed was {shown(seed)}: it must be a whole number from 0 to 2^63 - 1")
     if not (type(max_new) is int and 1 <= max_new <= 10**9):
-        raise ValueError(f"max_new was {max_new}: ask for 1 to a billion new tokens")
+        raise ValueError(f"max_new was {shown(max_new)}: ask for 1 to a billion new tokens")
     if lengths is not None and not (
         not lengths.is_floating_point() and lengths.shape == prompt.shape[:1]
         and ((1 <= lengths) & (lengths <= prompt.shape[1])).all()
     ):
         raise ValueError(
-            f"lengths was {lengths.tolist()}: give one for each of {len(prompt)} prompts, from 1 to {prompt.shape[1]}"
+            f"lengths was {shown(lengths.tolist())}: give one for each of {len(prompt)} prompts, from 1 to {prompt.shape[1]}"
         )
 
 # %% ../nbs/sampling.ipynb #ca0ff271

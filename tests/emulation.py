@@ -18,6 +18,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map_only
 
+from nyx import fastpath
+
 MATH, FLASH, EFFICIENT = 0, 1, 2  # torch.nn.attention.SDPBackend
 STAND_IN = torch.device("meta")  # what torch's own code takes such a tensor for: a device that every build has
 MIXING = ("copy_", "_to_copy", "index", "index_put_", "_index_put_impl_", "set_data")  # take tensors of two devices
@@ -196,6 +198,9 @@ def device(name: str) -> Iterator[Kind]:
         "torch.cuda.mem_get_info": lambda device=None: (2**34, 2**34),
         "torch.cuda.memory_reserved": lambda device=None: 0,
         "torch.cuda.memory_allocated": lambda device=None: 0,
+        "torch.cuda.get_device_capability": lambda device=None: (9, 0) if kind.flash else (7, 5),
+        "torch.cuda.device": mock.MagicMock(),
+        "nyx.fastpath.PLAIN": (*fastpath.PLAIN, OnDevice),
     }
     with ExitStack() as stack:
         for name, value in says.items():

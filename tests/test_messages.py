@@ -67,6 +67,8 @@ def test_an_odd_name_given_to_a_function_is_shown_on_one_line(name):
         (TrainConfig.from_dict, {name: 1}), (TrainConfig.from_dict, {"keep": name}), (TrainConfig.from_dict, {"precision": name}),
         (TrainConfig.from_dict, {"clip": name}), (preset, name), (model.lora_targets, name), (add_adapter, model, name, model.lora_targets("q")),
         (add_adapter, model, "a", [Target(name)]), (add_adapter, model, "a", [Target("blocks.0.in_proj", name)]), (use_adapters, model, name),
+        *(((lambda prompt, setting=setting: model.generate(prompt, **{"max_new": 1, setting: name})), torch.zeros(1, 1, dtype=torch.int64))
+          for setting in ("max_new", "seed", "temperature", "top_k", "top_p", "min_p", "precision", "draft")),
     ]  # fmt: skip
     for function, *arguments in calls:
         said(function, *arguments)
