@@ -6,6 +6,7 @@ __all__ = ['has_bf16', 'has_int8', 'takes_groups', 'fused_attention']
 # %% ../nbs/lib/kernels.ipynb #6c8df69b
 import platform
 import sys
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +19,7 @@ def has_bf16(device: torch.device | str) -> bool:
     "Whether a device multiplies bfloat16 matrices by itself; emulation does not count."
     device = torch.device(device)
     if device.type == "cuda":
-        with torch.cuda.device(device):
+        with nullcontext() if device.index is None else torch.cuda.device(device):
             return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "cpu":
         return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()

@@ -19,6 +19,7 @@ from accelerate.utils import parse_flag_from_env
 from torch import nn
 
 from .checkpoint import list_checkpoints
+from .kernels import has_bf16
 
 # %% ../nbs/lib/runs.ipynb #5b540d63
 def best_device() -> torch.device:
@@ -52,8 +53,7 @@ def training_precision(precision: str, device: torch.device) -> str:
     if precision == "auto":
         precision = launched
     if precision == "no":
-        native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        precision = "bf16" if native else "float32"
+        precision = "bf16" if device.type == "cuda" and has_bf16(device) else "float32"
     if precision not in ("float32", "bf16", "fp16"):
         raise ValueError(f"accelerate launch asks for mixed_precision {precision}: choose no, bf16 or fp16")
     if precision == "fp16" and device.type != "cuda":
