@@ -6,6 +6,7 @@ __all__ = ['PLAIN', 'tensors_of', 'marks', 'fingerprint', 'Anatomy', 'anatomy', 
 
 # %% ../nbs/lib/fastpath.ipynb #42b89cd9
 from collections.abc import Callable, Iterable
+from functools import cache
 from inspect import getattr_static
 from types import ModuleType
 from typing import NamedTuple
@@ -83,10 +84,15 @@ class Originals:
         return None
 
 # %% ../nbs/lib/fastpath.ipynb #7fe015aa
+@cache
+def _method_names(kind: type) -> frozenset[str]:
+    library = [c for c in kind.__mro__ if c.__module__.startswith("nyx.")]
+    return frozenset({name for c in library for name, value in vars(c).items() if isinstance(value, _FUNCTIONS)} | {"forward", "_call_impl"})
+
+
 def own_methods(module: nn.Module, kind: type) -> str | None:
     "The name of a method of the class `kind` that a module, or the subclass that it belongs to, has as its own; else None."
-    library = [c for c in kind.__mro__ if c.__module__.startswith("nyx.")]
-    names = {name for c in library for name, value in vars(c).items() if isinstance(value, _FUNCTIONS)} | {"forward", "_call_impl"}
+    names = _method_names(kind)
     for name in sorted(names & vars(module).keys()):
         return name
     if type(module) is not kind:
@@ -219,8 +225,8 @@ class WholeText:
         ends = cache.append(tokens) + 1
         wanted = torch.ones_like(ends, dtype=torch.bool) if keep is None else keep
         places = [(row, int(ends[row, i])) for row, i in wanted.nonzero().tolist()]
-        if len(places) == len(tokens) and len(set(places)) == len(tokens) and len({end for _, end in places}) == 1:
-            logits = self.model(cache.tokens[:, : places[0][1]])[:, -1]  # all sequences are equally long: one batch
+        if len(places) == len(tokens) and len({end for _, end in places}) == 1:  # one place in each of equally long sequences
+            logits = self.model(cache.tokens[:, : places[0][1]])[:, -1]
         else:
             found = [self.model(cache.tokens[row : row + 1, :end])[0, -1] for row, end in places]
             logits = torch.stack(found) if found else torch.zeros(0, 1, device=self.device)
