@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 import xxhash
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
@@ -64,10 +65,11 @@ def anatomy(module: nn.Module) -> Anatomy:
 
 # %% ../nbs/lib/fastpath.ipynb #7daa159e
 class Originals:
-    "The functions and methods of some modules and classes as they were when this was made."
+    "The functions and methods of some modules and classes, and those of torch's that a NYX calls, as they were when this was made."
 
     def __init__(self, *owners: ModuleType | type):
         self.kept = [(owner, name, value) for owner in owners for name, value in vars(owner).items() if self.counts(owner, value)]
+        self.kept += [(F, name, vars(F)[name]) for name in ("embedding", "layer_norm", "linear", "scaled_dot_product_attention", "silu")]
 
     @staticmethod
     def counts(owner: ModuleType | type, value: object) -> bool:

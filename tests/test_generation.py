@@ -4,6 +4,7 @@ import copy
 import random
 from collections.abc import Callable
 from contextlib import ExitStack
+from unittest import mock
 
 import pytest
 import torch
@@ -282,6 +283,11 @@ def replaced_part(model, draw, stack):
     stack.enter_context(using(swiglu=lambda a, gate: a * gate.sigmoid() - gate))
 
 
+def function_of_torchs_replaced(model, draw, stack):
+    real = F.layer_norm
+    stack.enter_context(mock.patch.object(F, "layer_norm", lambda x, *rest: real(x, *rest) + 0.5))
+
+
 def block_replaced(model, draw, stack):
     model.blocks[1] = model.blocks[0]
 
@@ -291,7 +297,7 @@ CHANGES = [
     two_elements_change_places, two_signs_flip, all_signs_flip, rows_roll, constant_fill, other_weights, optimizer_step,
     new_parameter, new_storage, new_module, wrapped_module, wrapped_like_peft, adapter, adapters_off, adapters_merged,
     other_dtype, hook, pre_hook, parametrization, subclass, other_epsilon, other_frequencies, method_of_its_own, replaced_part,
-    block_replaced,
+    function_of_torchs_replaced, block_replaced,
 ]  # fmt: skip
 
 
