@@ -9,8 +9,7 @@ __all__ = ['Tokens', 'DOWNLOADS', 'ENWIK8', 'GPT2_FILES', 'GPT2_ADDRESS', 'TOKEN
            'bits_per_byte', 'eval_windows', 'stream_into', 'follow', 'fetch', 'download', 'unzip', 'is_whole',
            'known_file', 'named_corpus', 'unpacked', 'unpacked_members', 'sort_out', 'files_corpus', 'folder_corpus',
            'as_file', 'remembered_encoding', 'file_corpus', 'text_corpus', 'existing_path', 'load_corpus',
-           'VocabularyUnavailable', 'gpt2_folder', 'GPT2Tokenizer', 'load_tokenizer', 'safe_cut', 'encode_chunks',
-           'DataError']
+           'VocabularyUnavailable', 'gpt2_folder', 'GPT2Tokenizer', 'load_tokenizer', 'safe_cut', 'encode_chunks']
 
 # %% ../nbs/data.ipynb #b3ed9a6d
 import codecs
@@ -43,8 +42,6 @@ from tqdm import tqdm
 from .files import (ARCHIVES, EMPTY, PACKED, RAW, UNKNOWN, UNREAD, DataError, Document, FileArray, Sorted, archive_members,
                        find_encoding, folder_files, is_kind, joined, known_encoding, open_packed,
                        quoted, readable, some_of)
-
-_all_ = ["DataError"]
 
 # %% ../nbs/data.ipynb #8b39435b
 def token_ids(
