@@ -49,13 +49,5 @@ def refuse_overflow(model: nn.Module, path: Path | str) -> None:
     limit = math.sqrt(torch.finfo(torch.float32).max / max((layer.in_features for layer in layers), default=1))
     shaped = hasattr(model, "blocks") and hasattr(model, "config")
     bound = largest_activation(model) if shaped else max((row_norms(layer).max().item() for layer in layers), default=0.0)
-    if bound <= limit or (shaped and _survives(model)):
-        return
-    raise CheckpointError(f"{path} holds finite values so large that activations overflow (up to {bound:.0e}): use another file")
-
-
-@torch.no_grad()
-def _survives(model: nn.Module) -> bool:
-    "Whether single tokens get finite logits."
-    device = model.embedding.weight.device
-    return bool(model(torch.arange(min(256, model.config.vocab_size), device=device)[:, None]).isfinite().all())
+    if not bound <= limit:  # so that NaN is refused too
+        raise CheckpointError(f"{path} holds finite values so large that activations overflow (up to {bound:.0e}): use another file")

@@ -406,7 +406,7 @@ class RunLock:
     """A context in which no other run can use the same folder; raises `CheckpointError` if one already does.
 
     The lock is held on `<folder>/.nyx.lock`, which names the process and its start. It vanishes with the
-    process. Whoever takes it also removes the temporary files of checkpoints that a killed run left half-written.
+    process. Whoever takes it also removes the temporary files that a killed run left half-written.
     """
 
     def __init__(self, folder: Path | str):
@@ -422,7 +422,7 @@ class RunLock:
                 file.truncate(0)
                 file.write(f"process {os.getpid()}, started {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
                 file.flush()
-                for leftover in self.folder.glob(".checkpoint_*.pth.*.nyx-tmp"):
+                for leftover in self.folder.glob(".*.nyx-tmp"):
                     leftover.unlink(missing_ok=True)
             except (BlockingIOError, PermissionError) as error:
                 if error.filename is not None:  # not the lock, but the folder is forbidden
