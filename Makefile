@@ -91,7 +91,7 @@ format: $(PACKAGE) ## let ruff put code in order
 	$(BIN)/ruff check --fix tools tests setup.py $(wildcard train.py test.py assets/*.py benchmarks/*.py)
 	$(BIN)/ruff format tools tests setup.py $(wildcard train.py test.py assets/*.py benchmarks/*.py)
 
-bench: $(PACKAGE) ## measure speed beside other libraries, in turns; writes benchmarks/results.md (about 15 minutes)
+bench: $(PACKAGE) ## measure speed beside other libraries, in turns; writes benchmarks/results.md (more than half an hour; stopped, it goes on)
 	$(PIP) install --quiet --progress-bar off --no-deps -r benchmarks/requirements.txt
 	$(BIN)/python benchmarks/bench.py $(SECTIONS)
 

@@ -1,6 +1,6 @@
 """Measure NYX beside other libraries, in turns, and write results.json, results.md, results.png and README's rows.
 
-    make bench                                    # everything, about 15 minutes on two quiet cores; stopped, it goes on
+    make bench                                    # everything, more than half an hour on two quiet cores; stopped, it goes on
     python benchmarks/bench.py inference training # some of it, anew; the rest of results.json stays
     python benchmarks/bench.py --quick --out /tmp/bench  # does it run? Tiny shapes, in seconds; the numbers mean nothing
 
